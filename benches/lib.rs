@@ -1,0 +1,1 @@
+//! Benchmarks of kvd and of what it is compared with.

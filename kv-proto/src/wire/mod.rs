@@ -1,0 +1,20 @@
+//! Requests and responses over the Unix socket.
+//!
+//! A connection begins with a [`Hello`] frame each way; then the client sends [`Envelope`]s and gets one
+//! [`Response`] each, in order. A frame is a little-endian `u32` length and that many bytes of postcard.
+//! Variants are append-only (invariant I8): golden bytes in the tests hold every one of them still.
+
+mod error;
+mod frame;
+mod request;
+mod response;
+
+pub use error::{ErrorKind, WireError};
+pub use frame::{
+    FRAME_HEADER_BYTES, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Welcome, decode,
+    encode_into, split_frame,
+};
+pub use request::{
+    Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, PutOptions, Request, Scope, Sliding, Want, Write,
+};
+pub use response::{CacheInfo, Durability, Entry, Freshness, Item, Metric, Response, ScanItem, Tags};

@@ -1,0 +1,198 @@
+//! What a client can ask. Everything borrows from the frame it came in.
+
+use serde::{Deserialize, Serialize};
+
+use super::response::Durability;
+use crate::Version;
+
+/// A request and the number its client gave it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope<'a> {
+    /// The client's own number for a request that may be repeated after a lost connection; 0: none.
+    pub number: u64,
+    /// What is asked.
+    #[serde(borrow)]
+    pub request: Request<'a>,
+}
+
+/// The operations. Append new ones at the end: the position is the byte on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request<'a> {
+    /// Answers [`Response::Done`](super::Response::Done).
+    Ping,
+    /// The value of a key: `Item`, or `Missing`.
+    Get { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], sliding: Option<Sliding>, want: Want },
+    /// The values of many keys of one cache, of one moment: `Items`.
+    /// `snapshot` is the moment of an earlier, partial answer that this request goes on with; if it is gone: `Moved`.
+    GetMany { cache: &'a str, #[serde(borrow)] keys: Vec<Bytes<'a>>, snapshot: Option<Version> },
+    /// All about an item but its value, stale ones included: `Item` with an empty value, or `Missing`.
+    Describe { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    /// A page of the keys that start with `prefix`: `Page`. `cursor` is empty at first, then what the last page gave.
+    Scan {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")] prefix: &'a [u8],
+        #[serde(with = "serde_bytes")] cursor: &'a [u8],
+        keys_max: u32,
+        values: bool,
+    },
+    /// `Written`, or `Refused` when the condition does not hold.
+    Put {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")] key: &'a [u8],
+        #[serde(with = "serde_bytes")] value: &'a [u8],
+        #[serde(borrow)] options: PutOptions<'a>,
+    },
+    /// Changes the life of an item: `Written`, or `Missing`.
+    Expire { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], expiry: Expiry },
+    /// `Written`, or `Missing` when there was nothing.
+    Delete { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    /// Reads and deletes in one: `Item`, or `Missing`.
+    Take { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    /// Adds to a decimal integer: `Counter`. A missing key begins at `initial` *instead of* adding, with the life
+    /// `ttl_ms`; an existing one keeps its life.
+    Increment {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")] key: &'a [u8],
+        by: i64,
+        initial: i64,
+        ttl_ms: Option<u64>,
+        durability: Option<Durability>,
+    },
+    /// Checks, then writes, all or nothing: `Committed`, or `Conflict`.
+    Commit { #[serde(borrow)] checks: Vec<Check<'a>>, #[serde(borrow)] writes: Vec<Write<'a>>, durability: Option<Durability> },
+    /// Makes many items gone or stale at once: `Written`.
+    Clear { #[serde(borrow)] scope: Scope<'a>, effect: Effect },
+    /// Removes a cache and all its items: `Written`.
+    Drop { cache: &'a str },
+    /// `Metrics`.
+    Stats,
+    /// `Caches`.
+    Caches,
+    /// Makes everything written so far durable: `Done` when it is.
+    Sync,
+}
+
+/// A byte string inside a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes<'a>(#[serde(borrow, with = "serde_bytes")] pub &'a [u8]);
+
+/// How much of an item a `get` wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Want {
+    /// The value of a fresh item; a stale one is `Missing`.
+    Value,
+    /// The value with everything known about it; stale ones too.
+    Entry,
+}
+
+/// A sliding `get`: if less than `below_ms` of life is left, the item gets `ttl_ms` from now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sliding {
+    /// Milliseconds of remaining life below which it is extended.
+    pub below_ms: u64,
+    /// The new life, in milliseconds from now.
+    pub ttl_ms: u64,
+}
+
+/// A new life for an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expiry {
+    /// Expires this many milliseconds from now (stale life kept as it was).
+    After(u64),
+    /// Never expires (or at the cache's longest, if it has one).
+    Never,
+    /// Gone at once.
+    Now,
+    /// Kept, but stale from now on, until its own expiry and stale life end.
+    Stale,
+}
+
+/// When a `put` takes place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Condition {
+    /// Always.
+    #[default]
+    Always,
+    /// Only if there is no item (a stale one counts as present).
+    IfAbsent,
+    /// Only if the item has exactly this version.
+    IfVersion(Version),
+}
+
+/// How an item is put.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PutOptions<'a> {
+    /// Life in milliseconds; `None`: the cache's default.
+    pub ttl_ms: Option<u64>,
+    /// How long after expiry it may be served as stale, in milliseconds.
+    pub stale_for_ms: u64,
+    /// What the value cost to make, in milliseconds; kept with the item.
+    pub load_cost_ms: u32,
+    /// Tags to clear it by.
+    #[serde(borrow)]
+    pub tags: Vec<Bytes<'a>>,
+    /// `None`: the cache's.
+    pub durability: Option<Durability>,
+    /// When the put takes place.
+    pub condition: Condition,
+}
+
+/// A precondition of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check<'a> {
+    /// The cache.
+    pub cache: &'a str,
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: &'a [u8],
+    /// What must be there.
+    pub expect: Expect,
+}
+
+/// What a [`Check`] expects of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expect {
+    /// No item, fresh or stale.
+    Absent,
+    /// An item of exactly this version.
+    Version(Version),
+}
+
+/// A write of a commit. Conditions inside `Put` options count as checks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Write<'a> {
+    /// As [`Request::Put`].
+    Put {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")] key: &'a [u8],
+        #[serde(with = "serde_bytes")] value: &'a [u8],
+        #[serde(borrow)] options: PutOptions<'a>,
+    },
+    /// As [`Request::Expire`]; a missing key is skipped.
+    Expire { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], expiry: Expiry },
+    /// As [`Request::Delete`]; a missing key is skipped.
+    Delete { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+}
+
+/// What a `clear` covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope<'a> {
+    /// All caches.
+    Everything,
+    /// One cache.
+    Cache(&'a str),
+    /// Items with this tag, in one cache or in all.
+    Tag { cache: Option<&'a str>, #[serde(with = "serde_bytes")] tag: &'a [u8] },
+    /// Items of a cache whose keys start so.
+    Prefix { cache: &'a str, #[serde(with = "serde_bytes")] prefix: &'a [u8] },
+}
+
+/// What a `clear` does to items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// They are gone.
+    Gone,
+    /// They stay servable as stale until their own expiry and stale life end.
+    Stale,
+}

@@ -1,0 +1,143 @@
+//! What the daemon answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::WireError;
+use super::request::Bytes;
+use crate::Version;
+
+/// The answers. Append new ones at the end: the position is the byte on the wire.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Response<'a> {
+    /// It was done, and there is nothing to tell.
+    Done,
+    /// There is no such item.
+    Missing,
+    /// An item.
+    Item(#[serde(borrow)] Item<'a>),
+    /// The first `items.len()` keys asked for, in order. If there are fewer than asked, go on with the rest and `snapshot`.
+    Items { #[serde(borrow)] items: Vec<Option<Item<'a>>>, snapshot: Version },
+    /// The moment a partial `get_many` began at is gone: start over.
+    Moved,
+    /// A page of a scan; an empty `cursor` is the end.
+    Page { #[serde(borrow)] items: Vec<ScanItem<'a>>, #[serde(with = "serde_bytes")] cursor: &'a [u8] },
+    /// Written, by this sequence.
+    Written { version: Version },
+    /// The condition did not hold; the version that is there, if any.
+    Refused { version: Option<Version> },
+    /// A counter after `increment`.
+    Counter { value: i64, version: Version },
+    /// The whole commit has this sequence. `changed`: how many of its writes found something to change.
+    Committed { version: Version, changed: u32 },
+    /// The check with this index (checks first, then conditions of writes, in order) did not hold; nothing was written.
+    Conflict { index: u32, version: Option<Version> },
+    /// Counters, gauges and latencies.
+    Metrics(#[serde(borrow)] Vec<Metric<'a>>),
+    /// The caches.
+    Caches(#[serde(borrow)] Vec<CacheInfo<'a>>),
+    /// It failed.
+    Error(#[serde(borrow)] WireError<'a>),
+}
+
+/// An item as the wire carries it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Item<'a> {
+    /// The value; empty in the answer to `describe`.
+    #[serde(with = "serde_bytes")]
+    pub value: &'a [u8],
+    /// The sequence that wrote it.
+    pub version: Version,
+    /// Present when an entry was asked for.
+    #[serde(borrow)]
+    pub entry: Option<Entry<'a>>,
+}
+
+/// All about an item but its value.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry<'a> {
+    /// Fresh or stale now.
+    pub freshness: Freshness,
+    /// Length of the value, in bytes.
+    pub value_bytes: u32,
+    /// How long ago it was put, in milliseconds.
+    pub age_ms: u64,
+    /// Milliseconds until it expires; negative when it is past; `None`: never.
+    pub expires_in_ms: Option<i64>,
+    /// How long after expiry it may be served as stale, in milliseconds.
+    pub stale_for_ms: u64,
+    /// What it cost to make, in milliseconds.
+    pub load_cost_ms: u32,
+    /// Its tags.
+    #[serde(borrow)]
+    pub tags: Tags<'a>,
+}
+
+/// The tags of an item, at most `limits::TAGS_MAX`.
+pub type Tags<'a> = Vec<Bytes<'a>>;
+
+/// Whether an item is in its first life or its stale one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Freshness {
+    /// Before its expiry, and not made stale.
+    Fresh,
+    /// Past its expiry but within its stale life, or made stale by `expire` or `clear`.
+    Stale,
+}
+
+/// One row of a page.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScanItem<'a> {
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: &'a [u8],
+    /// The item; the value is empty unless values were asked for, the entry is always there.
+    #[serde(borrow)]
+    pub item: Item<'a>,
+}
+
+/// What a write must outlive before it is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Nothing: memory only.
+    Memory,
+    /// The death of the daemon (the pending log); power loss up to the last flushes.
+    Behind,
+    /// Power loss.
+    Durable,
+}
+
+/// One number of `stats`, named as Prometheus would.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric<'a> {
+    /// For example `kvd_requests_total`; the unit last.
+    pub name: &'a str,
+    /// Label pairs in order, for example `("cache", "product")`.
+    #[serde(borrow)]
+    pub labels: Vec<(&'a str, &'a str)>,
+    /// The number.
+    pub value: f64,
+}
+
+/// A cache as `caches` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CacheInfo<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Declared in the configuration, or created by its first write.
+    pub declared: bool,
+    /// Its share of memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its share of the disk, in bytes; 0 for `memory` caches.
+    pub disk_bytes_max: u64,
+    /// Items in memory now.
+    pub resident_items: u64,
+    /// Bytes of live data on disk now, roughly.
+    pub disk_bytes: u64,
+    /// Default life, in milliseconds; `None`: forever.
+    pub ttl_default_ms: Option<u64>,
+    /// Longest life, in milliseconds; `None`: no bound.
+    pub ttl_max_ms: Option<u64>,
+    /// Default durability.
+    pub durability: Durability,
+}
