@@ -1,1 +1,3 @@
-//! d
+//! The daemon as a library.
+
+pub mod clock;
