@@ -1,5 +1,7 @@
 //! What the daemon answers.
 
+#![allow(missing_docs, reason = "fields of variants are named for what they are; the variant's own line says the rest")]
+
 use serde::{Deserialize, Serialize};
 
 use super::error::WireError;

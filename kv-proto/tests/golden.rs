@@ -1,0 +1,291 @@
+//! The bytes of every variant, held still: a change here breaks daemons and clients in the field (invariant I8).
+//!
+//! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
+
+use kv_proto::wire::{
+    Bytes, CacheInfo, Check, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry, Freshness, Hello, Item,
+    Metric, PROTOCOL_MAGIC, PutOptions, Request, Response, ScanItem, Scope, Sliding, Want, Welcome, WireError, Write,
+};
+use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
+use serde::{Deserialize, Serialize};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes_of<T: Serialize>(message: &T) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_into(&mut out, message);
+    out
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// Encodes to exactly `golden`, and back.
+fn holds<'a, T: Serialize + Deserialize<'a> + PartialEq + std::fmt::Debug>(
+    name: &str,
+    message: &T,
+    golden: &'a [u8],
+) -> bool {
+    let frame = bytes_of(message);
+    if std::env::var_os("KVD_GOLDEN").is_some() {
+        println!("    (\"{name}\", \"{}\"),", hex(&frame));
+        return true;
+    }
+    if frame != golden {
+        eprintln!("{name}: is {} and was {}", hex(&frame), hex(golden));
+        return false;
+    }
+    let (body, rest) = split_frame(golden, 1 << 20).unwrap().unwrap();
+    rest.is_empty() && decode::<T>(body).as_ref() == Ok(message)
+}
+
+fn options() -> PutOptions<'static> {
+    PutOptions {
+        ttl_ms: Some(1_000),
+        stale_for_ms: 5,
+        load_cost_ms: 6,
+        tags: vec![Bytes(b"t1"), Bytes(b"t2")],
+        durability: Some(Durability::Durable),
+        condition: Condition::IfVersion(7),
+    }
+}
+
+fn requests() -> Vec<(&'static str, Request<'static>)> {
+    let (cache, key) = ("c", &b"k"[..]);
+    let sliding = Some(Sliding { below_ms: 1, ttl_ms: 2 });
+    let put = Write::Put { cache, key, value: b"v", options: PutOptions::default() };
+    let writes = vec![put, Write::Expire { cache, key, expiry: Expiry::Never }, Write::Delete { cache, key }];
+    let checks = vec![
+        Check { cache, key, expect: Expect::Absent },
+        Check { cache, key, expect: Expect::Version(300) },
+    ];
+    vec![
+        ("ping", Request::Ping),
+        ("get", Request::Get { cache, key, sliding: None, want: Want::Value }),
+        ("get_sliding", Request::Get { cache, key, sliding, want: Want::Entry }),
+        ("get_many", Request::GetMany { cache, keys: vec![Bytes(b"a"), Bytes(b"bc")], snapshot: Some(9) }),
+        ("describe", Request::Describe { cache, key }),
+        ("scan", Request::Scan { cache, prefix: b"p", cursor: b"q", keys_max: 10, values: true }),
+        ("put", Request::Put { cache, key, value: b"v", options: PutOptions::default() }),
+        ("put_options", Request::Put { cache, key, value: b"v", options: options() }),
+        ("expire_after", Request::Expire { cache, key, expiry: Expiry::After(5) }),
+        ("expire_never", Request::Expire { cache, key, expiry: Expiry::Never }),
+        ("expire_now", Request::Expire { cache, key, expiry: Expiry::Now }),
+        ("expire_stale", Request::Expire { cache, key, expiry: Expiry::Stale }),
+        ("delete", Request::Delete { cache, key }),
+        ("take", Request::Take { cache, key }),
+        ("increment", Request::Increment { cache, key, by: -1, initial: 2, ttl_ms: Some(3), durability: None }),
+        ("commit", Request::Commit { checks, writes, durability: Some(Durability::Memory) }),
+        ("clear_everything", Request::Clear { scope: Scope::Everything, effect: Effect::Gone }),
+        ("clear_cache", Request::Clear { scope: Scope::Cache(cache), effect: Effect::Stale }),
+        ("clear_tag", Request::Clear { scope: Scope::Tag { cache: None, tag: b"t" }, effect: Effect::Gone }),
+        ("clear_prefix", Request::Clear { scope: Scope::Prefix { cache, prefix: b"p" }, effect: Effect::Gone }),
+        ("drop", Request::Drop { cache }),
+        ("stats", Request::Stats),
+        ("caches", Request::Caches),
+        ("sync", Request::Sync),
+    ]
+}
+
+fn item() -> Item<'static> {
+    let entry = Entry {
+        freshness: Freshness::Stale,
+        value_bytes: 1,
+        age_ms: 2,
+        expires_in_ms: Some(-3),
+        stale_for_ms: 4,
+        load_cost_ms: 5,
+        tags: vec![Bytes(b"t")],
+    };
+    Item { value: b"v", version: 300, entry: Some(entry) }
+}
+
+fn responses() -> Vec<(&'static str, Response<'static>)> {
+    let plain = Item { value: b"v", version: 1, entry: None };
+    let info = CacheInfo {
+        name: "c",
+        declared: true,
+        memory_bytes: 1,
+        disk_bytes_max: 2,
+        resident_items: 3,
+        disk_bytes: 4,
+        ttl_default_ms: None,
+        ttl_max_ms: Some(5),
+        durability: Durability::Behind,
+    };
+    let error = WireError { kind: ErrorKind::TooLarge, message: "m", maybe_applied: true, retry_after_ms: 7 };
+    vec![
+        ("done", Response::Done),
+        ("missing", Response::Missing),
+        ("item", Response::Item(item())),
+        ("items", Response::Items { items: vec![Some(plain), None], snapshot: 300 }),
+        ("moved", Response::Moved),
+        ("page", Response::Page { items: vec![ScanItem { key: b"k", item: item() }], cursor: b"z" }),
+        ("written", Response::Written { version: 300 }),
+        ("refused", Response::Refused { version: Some(1) }),
+        ("counter", Response::Counter { value: -5, version: 6 }),
+        ("committed", Response::Committed { version: 1, changed: 2 }),
+        ("conflict", Response::Conflict { index: 1, version: None }),
+        ("metrics", Response::Metrics(vec![Metric { name: "n", labels: vec![("a", "b")], value: 1.5 }])),
+        ("caches", Response::Caches(vec![info])),
+        ("error", Response::Error(error)),
+    ]
+}
+
+const GOLDEN: &[(&str, &str)] = &[
+    // GOLDEN BEGIN
+    ("request ping", "020000000000"),
+    ("request get", "0800000000010163016b0000"),
+    ("request get_sliding", "0a00000000010163016b01010201"),
+    ("request get_many", "0c000000000201630201610262630109"),
+    ("request describe", "0600000000030163016b"),
+    ("request scan", "0a00000000040163017001710a01"),
+    ("request put", "0e00000000050163016b0176000000000000"),
+    ("request put_options", "1800000000050163016b017601e80705060202743102743201020207"),
+    ("request expire_after", "0800000000060163016b0005"),
+    ("request expire_never", "0700000000060163016b01"),
+    ("request expire_now", "0700000000060163016b02"),
+    ("request expire_stale", "0700000000060163016b03"),
+    ("request delete", "0600000000070163016b"),
+    ("request take", "0600000000080163016b"),
+    ("request increment", "0b00000000090163016b0104010300"),
+    ("request commit", "2a000000000a020163016b000163016b01ac0203000163016b0176000000000000010163016b01020163016b0100"),
+    ("request clear_everything", "04000000000b0000"),
+    ("request clear_cache", "06000000000b01016301"),
+    ("request clear_tag", "07000000000b0200017400"),
+    ("request clear_prefix", "08000000000b030163017000"),
+    ("request drop", "04000000000c0163"),
+    ("request stats", "02000000000d"),
+    ("request caches", "02000000000e"),
+    ("request sync", "02000000000f"),
+    ("response done", "0100000000"),
+    ("response missing", "0100000001"),
+    ("response item", "10000000020176ac020101010201050405010174"),
+    ("response items", "0a0000000302010176010000ac02"),
+    ("response moved", "0100000004"),
+    ("response page", "150000000501016b0176ac020101010201050405010174017a"),
+    ("response written", "0300000006ac02"),
+    ("response refused", "03000000070101"),
+    ("response counter", "03000000080906"),
+    ("response committed", "03000000090102"),
+    ("response conflict", "030000000a0100"),
+    ("response metrics", "110000000b01016e0101610162000000000000f83f"),
+    ("response caches", "0d0000000c010163010102030400010501"),
+    ("response error", "060000000d05016d0107"),
+    ("hello", "09000000ebec918b030101016e"),
+    ("welcome", "06000000000102030405"),
+    // GOLDEN END
+];
+
+const ERROR_KINDS: &[ErrorKind] = &[
+    ErrorKind::Timeout,
+    ErrorKind::Unavailable,
+    ErrorKind::Conflict,
+    ErrorKind::Deadlock,
+    ErrorKind::LeaseLost,
+    ErrorKind::TooLarge,
+    ErrorKind::Invalid,
+    ErrorKind::Denied,
+    ErrorKind::UnknownCache,
+    ErrorKind::StoreFull,
+    ErrorKind::StoreFailed,
+    ErrorKind::Protocol,
+    ErrorKind::Config,
+    ErrorKind::Codec,
+    ErrorKind::Loader,
+];
+
+fn golden(name: &str) -> Vec<u8> {
+    let found = GOLDEN.iter().find(|(known, _)| *known == name);
+    unhex(found.map_or("", |(_, bytes)| bytes))
+}
+
+#[test]
+fn every_variant_keeps_its_bytes() {
+    let mut broken = Vec::new();
+    for (name, request) in requests() {
+        let name = format!("request {name}");
+        let bytes = golden(&name);
+        if !holds(&name, &Envelope { number: 0, request }, &bytes) {
+            broken.push(name);
+        }
+    }
+    for (name, response) in responses() {
+        let name = format!("response {name}");
+        let bytes = golden(&name);
+        if !holds(&name, &response, &bytes) {
+            broken.push(name);
+        }
+    }
+    let hello = Hello { magic: PROTOCOL_MAGIC, version: 1, oldest: 1, name: "n" };
+    let bytes = golden("hello");
+    if !holds("hello", &hello, &bytes) {
+        broken.push("hello".into());
+    }
+    let welcome =
+        Welcome::Accepted { version: 1, run_id: 2, client_id: 3, value_bytes_max: 4, frame_bytes_max: 5 };
+    let bytes = golden("welcome");
+    if !holds("welcome", &welcome, &bytes) {
+        broken.push("welcome".into());
+    }
+    assert!(broken.is_empty(), "bytes changed: {broken:?}");
+}
+
+#[test]
+fn error_kinds_keep_their_numbers() {
+    for (number, kind) in ERROR_KINDS.iter().enumerate() {
+        let body = &bytes_of(kind)[4..];
+        assert_eq!(body, [number as u8], "{kind:?}");
+    }
+}
+
+#[test]
+fn every_cut_of_a_frame_is_no_frame_and_no_message() {
+    for (name, request) in requests() {
+        let frame = bytes_of(&Envelope { number: 0, request });
+        for end in 0..frame.len() {
+            assert_eq!(split_frame(&frame[..end], 1 << 20), Ok(None), "{name} cut at {end}");
+        }
+        let body = &frame[4..];
+        for end in 0..body.len() {
+            let cut = decode::<Envelope<'_>>(&body[..end]);
+            assert!(matches!(cut, Err(FrameError::Malformed { .. })), "{name} cut at {end}: {cut:?}");
+        }
+        let mut longer = body.to_vec();
+        longer.push(0);
+        let trailing = decode::<Envelope<'_>>(&longer);
+        assert_eq!(trailing, Err(FrameError::Trailing { bytes: longer.len(), trailing: 1 }), "{name}");
+    }
+}
+
+#[test]
+fn a_giant_length_is_refused_before_its_body_is_awaited() {
+    let prefix = u32::MAX.to_le_bytes();
+    let refused = split_frame(&prefix, 1_024);
+    assert_eq!(refused, Err(FrameError::TooLong { bytes: u32::MAX as usize, limit: 1_024 }));
+}
+
+#[test]
+fn an_unknown_variant_is_malformed() {
+    for variant in [200_u8, 127, 24] {
+        let frame = [0, variant, 0, 0, 0, 0];
+        assert!(matches!(decode::<Envelope<'_>>(&frame), Err(FrameError::Malformed { .. })), "{variant}");
+    }
+}
+
+#[test]
+fn random_bytes_never_decode_to_more_than_they_are() {
+    let seed = std::env::var("KVD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x6b76_6431);
+    println!("KVD_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for _ in 0..200_000 {
+        let bytes: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
+        if let Ok(Envelope { request: Request::Commit { checks, writes, .. }, .. }) = decode::<Envelope<'_>>(&bytes) {
+            assert!(checks.len() + writes.len() <= bytes.len());
+        }
+        let _ = decode::<Response<'_>>(&bytes);
+    }
+}

@@ -1,0 +1,83 @@
+//! The only `match` over requests.
+
+use kv_proto::wire::{Request, Response, Want, encode_into};
+
+use super::error::Failure;
+use super::item::{Shape, check_key};
+use super::write::{Durable, Step};
+use super::{Engine, Session};
+
+/// How a request ended; its answer stands in the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Wait for this before the answer goes out.
+    pub durable: Durable,
+    /// The answer is an error of this kind.
+    pub failure: Option<kv_proto::wire::ErrorKind>,
+}
+
+impl Engine {
+    /// Applies one request and appends exactly one answer frame to `out`. Never waits for a sync.
+    pub fn apply(&self, session: &mut Session, request: &Request<'_>, out: &mut Vec<u8>) -> Applied {
+        let start = out.len();
+        match self.dispatch(session, request, out) {
+            Ok(durable) => Applied { durable, failure: None },
+            Err(failure) => {
+                out.truncate(start);
+                encode_into(out, &Response::Error(failure.to_wire()));
+                Applied { durable: None, failure: Some(failure.kind) }
+            }
+        }
+    }
+
+    fn dispatch(&self, session: &mut Session, request: &Request<'_>, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+        match request {
+            Request::Ping => encode_into(out, &Response::Done),
+            Request::Get { cache, key, sliding, want } => {
+                check_key(key)?;
+                let cache = self.cache(cache)?;
+                let shape = match want {
+                    Want::Value => Shape::Value,
+                    Want::Entry => Shape::Entry,
+                };
+                match sliding {
+                    None => self.get(session, &cache, key, shape, out)?,
+                    Some(sliding) => return self.get_sliding(session, &cache, key, *sliding, shape, out),
+                }
+            }
+            Request::GetMany { cache, keys, snapshot } => {
+                keys.iter().try_for_each(|key| check_key(key.0))?;
+                self.get_many(session, &*self.cache(cache)?, keys, *snapshot, out)?;
+            }
+            Request::Describe { cache, key } => {
+                check_key(key)?;
+                self.get(session, &self.cache(cache)?, key, Shape::Description, out)?;
+            }
+            Request::Scan { cache, prefix, cursor, keys_max, values } => {
+                self.scan(&*self.cache(cache)?, prefix, cursor, *keys_max, *values, out)?;
+            }
+            Request::Put { cache, key, value, options } => {
+                return self.put(&self.cache_for_writing(cache)?, key, value, options, out);
+            }
+            Request::Expire { cache, key, expiry } => return self.expire(&self.cache(cache)?, key, *expiry, out),
+            Request::Delete { cache, key } => return self.delete(&self.cache(cache)?, key, out),
+            Request::Take { cache, key } => return self.take(&self.cache(cache)?, key, out),
+            Request::Increment { cache, key, by, initial, ttl_ms, durability } => {
+                let step = Step { by: *by, initial: *initial, ttl_ms: *ttl_ms };
+                return self.increment(&self.cache_for_writing(cache)?, key, step, *durability, out);
+            }
+            Request::Commit { checks, writes, durability } => {
+                return self.commit(checks, writes, *durability, out);
+            }
+            Request::Clear { scope, effect } => return self.clear(*scope, *effect, out),
+            Request::Drop { cache } => return self.drop_cache(cache, out),
+            Request::Stats => self.stats(out),
+            Request::Caches => self.list_caches(out),
+            Request::Sync => {
+                encode_into(out, &Response::Done);
+                return Ok(self.store.newest());
+            }
+        }
+        Ok(None)
+    }
+}

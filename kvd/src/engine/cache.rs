@@ -1,0 +1,136 @@
+//! One cache: its configuration, its segment, and what tells a reader of the disk that somebody was faster.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use kv_proto::Version;
+use kv_proto::segment::{Hits, Reader, Writer};
+use kv_proto::wire::Durability;
+
+use super::side::SideStore;
+use crate::config::CacheConfig;
+use crate::store::CacheId;
+
+/// Shards of the keys of a cache; each remembers the newest sequence that changed one of its keys.
+const SHARDS: usize = 1_024;
+
+/// What every thread may use of a cache.
+pub(crate) struct Cache {
+    pub(crate) id: CacheId,
+    /// Where its [`Memory`] stands in the engine's state.
+    pub(crate) slot: usize,
+    pub(crate) name: String,
+    /// Declared in the configuration, rather than created by its first write.
+    pub(crate) declared: bool,
+    pub(crate) config: CacheConfig,
+    pub(crate) view: ArcSwap<View>,
+    pub(crate) counters: Counters,
+    /// The disk had no room: this cache goes on in memory and its disk part counts as cleared.
+    pub(crate) unlogged: AtomicBool,
+    changed: Box<[AtomicU64]>,
+    stamped: AtomicU64,
+}
+
+/// The segment as readers inside the daemon see it.
+pub(crate) struct View {
+    pub(crate) reader: Reader,
+    pub(crate) hits: Arc<Hits>,
+}
+
+/// The part of a cache that only the holder of the engine's mutex touches.
+pub(crate) struct Memory {
+    pub(crate) writer: Writer,
+    pub(crate) side: SideStore,
+    pub(crate) sweep: kv_proto::segment::SweepCursor,
+}
+
+/// What happened in a cache. Monotonic; lossless.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) hits_memory: AtomicU64,
+    pub(crate) hits_disk: AtomicU64,
+    pub(crate) hits_stale: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) removals: AtomicU64,
+    pub(crate) clears: AtomicU64,
+    pub(crate) conditions_refused: AtomicU64,
+}
+
+/// The newest change a key may have seen: equal twice means nothing happened in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    changed: Version,
+    stamped: Version,
+}
+
+impl Moment {
+    pub(crate) fn is_at_most(self, version: Version) -> bool {
+        self.changed <= version && self.stamped <= version
+    }
+}
+
+impl Cache {
+    pub(crate) fn new(
+        id: CacheId,
+        slot: usize,
+        name: String,
+        declared: bool,
+        config: CacheConfig,
+        view: View,
+        created: Version,
+    ) -> Cache {
+        Cache {
+            id,
+            slot,
+            name,
+            declared,
+            config,
+            view: ArcSwap::from_pointee(view),
+            counters: Counters::default(),
+            unlogged: AtomicBool::new(false),
+            changed: (0..SHARDS).map(|_| AtomicU64::new(created)).collect(),
+            stamped: AtomicU64::new(created),
+        }
+    }
+
+    pub(crate) fn on_disk(&self) -> bool {
+        self.config.durability != Durability::Memory
+    }
+
+    /// Whether its disk part may be read now.
+    pub(crate) fn disk_readable(&self) -> bool {
+        self.on_disk() && !self.unlogged.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn moment(&self, hash: u64) -> Moment {
+        Moment {
+            changed: self.changed[shard(hash)].load(Ordering::Acquire),
+            stamped: self.stamped.load(Ordering::Acquire),
+        }
+    }
+
+    /// Called under the engine's mutex by every write, expiry and removal of a key.
+    pub(crate) fn note_change(&self, hash: u64, version: Version) {
+        self.changed[shard(hash)].store(version, Ordering::Release);
+    }
+
+    /// Called under the engine's mutex by every clear.
+    pub(crate) fn note_stamp(&self, version: Version) {
+        self.stamped.store(version, Ordering::Release);
+    }
+}
+
+fn shard(hash: u64) -> usize {
+    (hash >> 32) as usize % SHARDS
+}
+
+/// All caches by name; replaced whole when one is created or dropped.
+pub(crate) type Caches = HashMap<String, Arc<Cache>>;
+
+/// Adds one to a counter.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

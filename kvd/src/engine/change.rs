@@ -1,0 +1,382 @@
+//! How every change happens: look, decide, log, publish. One path for a plain put and for a commit over many caches.
+//!
+//! The engine's mutex is held while one change is decided and applied, never over disk or socket: what has to be
+//! read from disk is read outside and used only if the key's moment is unchanged when the mutex is held again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_proto::segment::{Backed, Found, Freshness, Mark, NewItem};
+use kv_proto::wire::Durability;
+use kv_proto::{BootMs, Version, limits};
+use parking_lot::MutexGuard;
+
+use super::cache::{Cache, Memory, Moment, count};
+use super::error::Failure;
+use super::item::{Current, Draft};
+use super::{Engine, State};
+use crate::store::{Change, ItemFields, LogNumber, Permit};
+
+/// How often a change is decided anew because somebody was faster, before it gives up with `Conflict`.
+const TRIES_MAX: usize = 64;
+/// Bytes a logged write needs beyond key, value and tags, at most.
+const LOG_OVERHEAD_BYTES: usize = 160;
+
+/// A key that a change reads or writes.
+pub(crate) struct Target<'a> {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) key: &'a [u8],
+    pub(crate) hash: u64,
+    /// Whether the decision depends on what is there.
+    pub(crate) look: bool,
+}
+
+/// What is there, fresh or stale; `None`: nothing, or gone.
+pub(crate) type Look = Option<Arc<Current>>;
+
+/// What becomes of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action<'a> {
+    Keep,
+    Put(Draft<'a>),
+    Remove,
+}
+
+/// A decision: what to answer and, target by target, what to do.
+pub(crate) struct Decision<'a, T> {
+    pub(crate) answer: T,
+    pub(crate) actions: Vec<Action<'a>>,
+}
+
+/// A change that took place, or that found nothing to do.
+pub(crate) struct Changed<T> {
+    pub(crate) answer: T,
+    /// The sequence, if anything was written.
+    pub(crate) version: Version,
+    /// What to wait for before telling the client, if it asked for that.
+    pub(crate) durable: Option<LogNumber>,
+}
+
+/// What was read from disk, and at which moment.
+struct Fetched {
+    moment: Moment,
+    look: Look,
+}
+
+impl Engine {
+    /// The target for a key of a cache.
+    pub(crate) fn target<'a>(&self, cache: &Arc<Cache>, key: &'a [u8], look: bool) -> Target<'a> {
+        Target { cache: Arc::clone(cache), key, hash: cache.view.load().reader.hash(key), look }
+    }
+
+    /// Looks at `targets`, lets `decide` decide, and applies the decision at one sequence.
+    ///
+    /// `decide` may run several times; it gets what is there for each target that asked to look, and the time.
+    pub(crate) fn change<'a, T>(
+        &self,
+        targets: &[Target<'a>],
+        durability: Option<Durability>,
+        mut decide: impl FnMut(&[Look], BootMs) -> Result<Decision<'a, T>, Failure>,
+    ) -> Result<Changed<T>, Failure> {
+        let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
+        let ack = acknowledged_when(targets, durability)?;
+        self.wait_until_writable(deadline)?;
+        let mut fetched: Vec<Option<Fetched>> = targets.iter().map(|_| None).collect();
+        let mut permit: Option<Permit> = None;
+        for _ in 0..TRIES_MAX {
+            let mut state = self.lock();
+            let now = self.clock.now();
+            let looks = match look_in_memory(&mut state, targets, &fetched, now) {
+                Ok(looks) => looks,
+                Err(missing) => {
+                    drop(state);
+                    for index in missing {
+                        fetched[index] = Some(self.fetch(&targets[index])?);
+                    }
+                    continue;
+                }
+            };
+            let decision = decide(&looks, now)?;
+            let bytes = bytes_to_log(targets, &decision.actions);
+            if permit.as_ref().map_or(0, Permit::bytes) < bytes {
+                drop(state);
+                permit = Some(self.admit(targets, bytes, ack, deadline)?);
+                continue;
+            }
+            if decision.actions.iter().all(|action| matches!(action, Action::Keep)) {
+                return Ok(Changed { answer: decision.answer, version: 0, durable: None });
+            }
+            check_room(&state, targets, &decision.actions)?;
+            let (version, logged) = self.apply(&mut state, targets, &decision.actions, permit, now);
+            let durable = logged.filter(|_| ack == Durability::Durable);
+            return Ok(Changed { answer: decision.answer, version, durable });
+        }
+        Err(Failure::new(
+            kv_proto::wire::ErrorKind::Conflict,
+            format!("others changed the same keys {TRIES_MAX} times in a row; try again"),
+        ))
+    }
+
+    /// Reads a target from disk, outside the mutex, and remembers the moment before it did.
+    fn fetch(&self, target: &Target<'_>) -> Result<Fetched, Failure> {
+        let moment = target.cache.moment(target.hash);
+        let look = self.read_disk(&target.cache, target.key)?.map(Arc::new);
+        Ok(Fetched { moment, look })
+    }
+
+    /// What the disk holds for a key, unless it is gone; stale ones included.
+    pub(crate) fn read_disk(&self, cache: &Cache, key: &[u8]) -> Result<Option<Current>, Failure> {
+        if !cache.disk_readable() {
+            return Ok(None);
+        }
+        let Some(stored) = self.store.read(cache.id, key).map_err(Failure::from)? else { return Ok(None) };
+        let current = Current::from_store(&stored.view());
+        Ok((self.freshness(cache, key, &current) != Freshness::Gone).then_some(current))
+    }
+
+    /// Whether an item outside the segment is fresh, stale or gone now.
+    pub(crate) fn freshness(&self, cache: &Cache, key: &[u8], item: &Current) -> Freshness {
+        let view = cache.view.load();
+        let tags = item.tags.iter().map(|tag| kv_proto::tag_slot(tag));
+        view.reader.verdict(&item.life(), tags, key, self.clock.now())
+    }
+
+    fn admit(
+        &self,
+        targets: &[Target<'_>],
+        bytes: usize,
+        ack: Durability,
+        deadline: Instant,
+    ) -> Result<Permit, Failure> {
+        let mut caches: Vec<_> = targets.iter().filter(|t| t.cache.on_disk()).map(|t| t.cache.id).collect();
+        caches.sort_unstable();
+        caches.dedup();
+        self.store.admit(&caches, bytes, ack, deadline).map_err(Failure::from)
+    }
+
+    /// Logs and publishes a decision under the next sequence.
+    fn apply(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        targets: &[Target<'_>],
+        actions: &[Action<'_>],
+        permit: Option<Permit>,
+        now: BootMs,
+    ) -> (Version, Option<LogNumber>) {
+        let version = self.next_sequence(state);
+        let logged = permit.and_then(|permit| self.log(targets, actions, permit, version));
+        for (target, action) in targets.iter().zip(actions) {
+            if *action != Action::Keep {
+                stage(state.memory(&target.cache), target, action, version, now);
+                target.cache.note_change(target.hash, version);
+            }
+        }
+        for (index, target) in targets.iter().enumerate() {
+            // Publishing a segment twice would be harmless; looking back over a few targets is cheaper than a set.
+            if targets[..index].iter().all(|earlier| earlier.cache.id != target.cache.id) {
+                state.memory(&target.cache).writer.publish(version);
+            }
+        }
+        self.control.commit(version);
+        (version, logged)
+    }
+
+    /// In the log before the first slot is published.
+    fn log(
+        &self,
+        targets: &[Target<'_>],
+        actions: &[Action<'_>],
+        permit: Permit,
+        version: Version,
+    ) -> Option<LogNumber> {
+        let tags: Vec<Vec<&[u8]>> = actions.iter().map(tags_of).collect();
+        let changes: Vec<Change<'_>> = targets
+            .iter()
+            .zip(actions)
+            .zip(&tags)
+            .filter(|((target, _), _)| target.cache.on_disk())
+            .filter_map(|((target, action), tags)| to_log(target, action, tags, version))
+            .collect();
+        (!changes.is_empty()).then(|| self.store.append(permit, version, &changes)).flatten()
+    }
+}
+
+fn tags_of<'t>(action: &'t Action<'_>) -> Vec<&'t [u8]> {
+    match action {
+        Action::Put(draft) => draft.tags.iter().map(|tag| &**tag).collect(),
+        Action::Keep | Action::Remove => Vec::new(),
+    }
+}
+
+fn to_log<'t>(
+    target: &Target<'t>,
+    action: &'t Action<'_>,
+    tags: &'t [&'t [u8]],
+    version: Version,
+) -> Option<Change<'t>> {
+    let (cache, key) = (target.cache.id, target.key);
+    match action {
+        Action::Keep => None,
+        Action::Remove => Some(Change::Delete { cache, key }),
+        Action::Put(draft) => Some(Change::Put {
+            cache,
+            key,
+            item: ItemFields {
+                version,
+                created: draft.created,
+                expires: draft.expires,
+                stale_for_ms: draft.stale_for_ms,
+                load_cost_ms: draft.load_cost_ms,
+                stale: draft.stale,
+                tags,
+                value: &draft.value,
+            },
+        }),
+    }
+}
+
+/// Looks at every target that asks for it; `Err`: those whose answer is on disk and not yet known.
+fn look_in_memory(
+    state: &mut State,
+    targets: &[Target<'_>],
+    fetched: &[Option<Fetched>],
+    now: BootMs,
+) -> Result<Vec<Look>, Vec<usize>> {
+    let mut missing = Vec::new();
+    let mut looks = Vec::with_capacity(targets.len());
+    for (index, (target, fetched)) in targets.iter().zip(fetched).enumerate() {
+        let mut look = None;
+        if target.look {
+            match look_at(state.memory(&target.cache), target, now) {
+                Ok(found) => look = found,
+                Err(OnDisk) => match fetched {
+                    Some(read) if read.moment == target.cache.moment(target.hash) => look = read.look.clone(),
+                    _ => missing.push(index),
+                },
+            }
+        }
+        looks.push(look);
+    }
+    if missing.is_empty() { Ok(looks) } else { Err(missing) }
+}
+
+/// The memory tier does not know: the overlay and the tree do.
+pub(crate) struct OnDisk;
+
+/// What the memory tier says of a target. Needs the engine's mutex.
+pub(crate) fn look_at(memory: &mut Memory, target: &Target<'_>, now: BootMs) -> Result<Look, OnDisk> {
+    let mut buffer = Vec::new();
+    match memory.writer.find(target.hash, target.key, now, &mut buffer) {
+        Found::Item(meta) if meta.freshness == Freshness::Gone => Ok(None),
+        Found::Item(meta) => Ok(Some(Arc::new(Current::from_segment(&meta, &buffer)))),
+        Found::AskMark => Ok(memory.side_item(target.key, now)),
+        Found::Absent { known: true } => Ok(None),
+        Found::Absent { known: false } | Found::DiskMark => {
+            if target.cache.disk_readable() { Err(OnDisk) } else { Ok(None) }
+        }
+    }
+}
+
+/// What must hold before the write is acknowledged.
+fn acknowledged_when(targets: &[Target<'_>], asked: Option<Durability>) -> Result<Durability, Failure> {
+    if asked == Some(Durability::Durable)
+        && let Some(target) = targets.iter().find(|target| !target.cache.on_disk())
+    {
+        return Err(Failure::new(
+            kv_proto::wire::ErrorKind::Config,
+            format!("cache {} is in memory only and cannot take a durable write", target.cache.name),
+        ));
+    }
+    let own = targets.iter().map(|target| target.cache.config.durability).max().unwrap_or(Durability::Memory);
+    Ok(asked.unwrap_or(own))
+}
+
+fn bytes_to_log(targets: &[Target<'_>], actions: &[Action<'_>]) -> usize {
+    let logged = targets.iter().zip(actions).filter(|(target, _)| target.cache.on_disk());
+    logged
+        .map(|(target, action)| match action {
+            Action::Keep => 0,
+            Action::Remove => target.key.len() + LOG_OVERHEAD_BYTES,
+            Action::Put(draft) => target.key.len() + draft.bytes() + LOG_OVERHEAD_BYTES,
+        })
+        .sum()
+}
+
+/// A value of a memory cache must find room in a ring or in the side store.
+fn check_room(state: &State, targets: &[Target<'_>], actions: &[Action<'_>]) -> Result<(), Failure> {
+    for (target, action) in targets.iter().zip(actions) {
+        let Action::Put(draft) = action else { continue };
+        if target.cache.on_disk() {
+            continue;
+        }
+        let memory = state.memory_ref(&target.cache);
+        let limit = memory.writer.value_bytes_max().max(memory.side.bytes_max() as usize);
+        if target.key.len() * 2 + draft.bytes() + 512 > limit {
+            return Err(Failure::too_large(
+                &format!("value for the memory of cache {}", target.cache.name),
+                draft.value.len(),
+                limit.saturating_sub(target.key.len() * 2 + 512),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Stages one action in the segment; too large a value goes to the side store or stays on disk.
+fn stage(memory: &mut Memory, target: &Target<'_>, action: &Action<'_>, version: Version, now: BootMs) {
+    let Memory { writer, side, .. } = memory;
+    match action {
+        Action::Keep => {}
+        Action::Remove => {
+            side.remove(target.key);
+            writer.stage_remove(version, target.hash, target.key);
+            count(&target.cache.counters.removals);
+        }
+        Action::Put(draft) => {
+            side.remove(target.key);
+            count(&target.cache.counters.writes);
+            let tags: Vec<&[u8]> = draft.tags.iter().map(|tag| &**tag).collect();
+            let item = draft.to_item(target.key, version, &tags);
+            if writer.stage_put(version, target.hash, &item, now) {
+                return;
+            }
+            match writer.backed() {
+                Backed::Disk => writer.stage_mark(version, target.hash, target.key, Mark::Disk),
+                Backed::Memory => {
+                    let current = Arc::new(draft.to_current(version));
+                    side.put(target.key, target.hash, current, |key, hash| writer.stage_remove(version, hash, key));
+                    writer.stage_mark(version, target.hash, target.key, Mark::Ask);
+                }
+            }
+        }
+    }
+}
+
+impl Draft<'_> {
+    fn to_item<'i>(&'i self, key: &'i [u8], version: Version, tags: &'i [&'i [u8]]) -> NewItem<'i> {
+        NewItem {
+            key,
+            value: &self.value,
+            version,
+            created: self.created,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            load_cost_ms: self.load_cost_ms,
+            stale: self.stale,
+            tags,
+        }
+    }
+
+    fn to_current(&self, version: Version) -> Current {
+        Current {
+            version,
+            created: self.created,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            load_cost_ms: self.load_cost_ms,
+            stale: self.stale,
+            tags: self.tags.iter().map(|tag| (**tag).into()).collect(),
+            value: self.value.to_vec(),
+        }
+    }
+}

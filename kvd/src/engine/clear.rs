@@ -1,0 +1,108 @@
+//! Clears: one stamp each, however many items it covers.
+
+use std::sync::Arc;
+
+use kv_proto::segment::PrefixTableFull;
+use kv_proto::wire::{Effect, ErrorKind, Response, Scope, encode_into};
+use kv_proto::{Version, limits, tag_slot};
+
+use super::Engine;
+use super::cache::{Cache, count};
+use super::error::Failure;
+use super::item::check_tag;
+use super::write::Durable;
+use crate::store::{Change, ClearScope};
+
+/// Bytes a clear of one cache needs in the log beyond its prefix.
+const LOG_OVERHEAD_BYTES: usize = 64;
+
+impl Engine {
+    pub(crate) fn clear(&self, scope: Scope<'_>, effect: Effect, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+        let (caches, stamp) = match scope {
+            Scope::Everything => (self.all_caches(), ClearScope::All),
+            Scope::Cache(name) => (vec![self.cache(name)?], ClearScope::All),
+            Scope::Tag { cache, tag } => {
+                check_tag(tag)?;
+                let caches = match cache {
+                    Some(name) => vec![self.cache(name)?],
+                    None => self.all_caches(),
+                };
+                (caches, ClearScope::Tag(tag_slot(tag)))
+            }
+            Scope::Prefix { cache, prefix } => {
+                if prefix.len() > limits::KEY_BYTES_MAX {
+                    return Err(Failure::too_large("prefix", prefix.len(), limits::KEY_BYTES_MAX));
+                }
+                let stamp = if prefix.is_empty() { ClearScope::All } else { ClearScope::Prefix(prefix) };
+                (vec![self.cache(cache)?], stamp)
+            }
+        };
+        let (version, durable) = self.stamp(&caches, stamp, effect)?;
+        encode_into(out, &Response::Written { version });
+        Ok(durable)
+    }
+
+    fn all_caches(&self) -> Vec<Arc<Cache>> {
+        self.caches.load().values().cloned().collect()
+    }
+
+    /// Stamps `caches` at one sequence, in log and memory.
+    pub(crate) fn stamp(&self, caches: &[Arc<Cache>], scope: ClearScope<'_>, effect: Effect)
+    -> Result<(Version, Durable), Failure> {
+        let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
+        self.wait_until_writable(deadline)?;
+        let on_disk: Vec<_> = caches.iter().filter(|cache| cache.on_disk()).map(|cache| cache.id).collect();
+        let ack = caches.iter().map(|cache| cache.config.durability).max();
+        let ack = ack.unwrap_or(kv_proto::wire::Durability::Memory);
+        let prefix_bytes = if let ClearScope::Prefix(prefix) = scope { prefix.len() } else { 0 };
+        let bytes = on_disk.len() * (LOG_OVERHEAD_BYTES + prefix_bytes);
+        let permit = if bytes > 0 { Some(self.store.admit(&on_disk, bytes, ack, deadline)?) } else { None };
+
+        let mut state = self.lock();
+        if let ClearScope::Prefix(_) = scope {
+            while caches.iter().any(|cache| state.memory(cache).writer.prefix_table_is_full()) {
+                self.tidy_now();
+                if self.prefix_retired.wait_until(&mut state, deadline).timed_out() {
+                    return Err(prefix_table_full());
+                }
+            }
+        }
+        let version = self.next_sequence(&mut state);
+        let changes: Vec<_> = on_disk.iter().map(|&cache| Change::Clear { cache, scope, effect }).collect();
+        let logged = permit.and_then(|permit| self.store.append(permit, version, &changes));
+        for cache in caches {
+            let memory = state.memory(cache);
+            match scope {
+                ClearScope::All => {
+                    memory.writer.stamp_all(version, effect);
+                    if effect == Effect::Gone {
+                        memory.side.clear();
+                    }
+                }
+                ClearScope::Tag(slot) => memory.writer.stamp_tag(version, slot, effect),
+                ClearScope::Prefix(prefix) => memory
+                    .writer
+                    .stamp_prefix(version, prefix, effect)
+                    .map_err(|PrefixTableFull| prefix_table_full())?,
+            }
+            memory.writer.publish(version);
+            cache.note_stamp(version);
+            count(&cache.counters.clears);
+        }
+        self.control.commit(version);
+        Ok((version, logged.filter(|_| ack == kv_proto::wire::Durability::Durable)))
+    }
+}
+
+fn prefix_table_full() -> Failure {
+    Failure {
+        retry_after_ms: 1_000,
+        ..Failure::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{} prefix clears are still being swept, which is the limit; try again, or clear the whole cache",
+                limits::PREFIX_CLEARS_MAX
+            ),
+        )
+    }
+}

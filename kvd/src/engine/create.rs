@@ -1,0 +1,168 @@
+//! Making caches and ending them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kv_proto::limits;
+use kv_proto::segment::{Backed, Geometry, SegmentState, SweepCursor, Words, Writer};
+use kv_proto::wire::{Durability, ErrorKind, Response, encode_into};
+
+use super::cache::{Cache, Memory, View};
+use super::error::Failure;
+use super::side::SideStore;
+use super::write::Durable;
+use super::{Engine, State};
+use crate::config::{CacheConfig, check_cache_name};
+use crate::store::{CacheId, CacheStamps, Change};
+
+/// A fresh segment and what belongs to it, not yet known to anybody.
+pub(crate) struct Made {
+    pub(crate) memory: Memory,
+    pub(crate) view: View,
+}
+
+impl Engine {
+    /// The cache of this name, created from the `[default]` template by its first write.
+    pub(crate) fn cache_for_writing(&self, name: &str) -> Result<Arc<Cache>, Failure> {
+        if let Some(cache) = self.caches.load().get(name) {
+            return Ok(Arc::clone(cache));
+        }
+        check_cache_name(name).map_err(Failure::invalid)?;
+        let _one_at_a_time = self.creating.lock();
+        if let Ok(cache) = self.cache(name) {
+            return Ok(cache);
+        }
+        self.create_on_demand(name)
+    }
+
+    fn create_on_demand(&self, name: &str) -> Result<Arc<Cache>, Failure> {
+        let config = self.config.default.clone();
+        let caches = self.caches.load();
+        let on_demand = caches.values().filter(|cache| !cache.declared).count();
+        if on_demand >= limits::CACHES_ON_DEMAND_MAX {
+            return Err(Failure::new(
+                ErrorKind::UnknownCache,
+                format!(
+                    "cache {name} would be number {} created by a first write, limit is {}: declare it in the configuration, or drop one",
+                    on_demand + 1,
+                    limits::CACHES_ON_DEMAND_MAX
+                ),
+            ));
+        }
+        let used: u64 = caches.values().map(|cache| cache.config.memory_bytes).sum();
+        if used + config.memory_bytes > self.config.memory_bytes {
+            return Err(Failure::new(
+                ErrorKind::Config,
+                format!(
+                    "cache {name} needs {} bytes of memory, but {used} of {} are given away: raise `memory`, lower `memory` in [default], or drop a cache",
+                    config.memory_bytes, self.config.memory_bytes
+                ),
+            ));
+        }
+        drop(caches);
+        let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
+        self.wait_until_writable(deadline)?;
+        let permit = if config.durability == Durability::Memory {
+            None
+        } else {
+            Some(self.store.admit(&[], 256, Durability::Behind, deadline)?)
+        };
+        let made = self.make(&config, 0, &CacheStamps::default())?;
+        let mut state = self.lock();
+        state.cache_id += 1;
+        let id = state.cache_id;
+        let version = self.next_sequence(&mut state);
+        if let Some(permit) = permit {
+            self.store.append(permit, version, &[Change::CacheCreated { cache: id, name }]);
+        }
+        let cache = self.adopt(&mut state, id, name, false, config, made);
+        state.memory(&cache).writer.complete(version);
+        self.control.commit(version);
+        tracing::info!(cache = name, "created by its first write");
+        Ok(cache)
+    }
+
+    /// A segment for a cache; takes milliseconds, so never under the mutex.
+    pub(crate) fn make(&self, config: &CacheConfig, items: u64, stamps: &CacheStamps) -> Result<Made, Failure> {
+        let side_bytes = side_bytes(config, self.config.value_bytes_max);
+        let geometry = Geometry::new(config.memory_bytes - side_bytes, items);
+        self.make_of(config, geometry, side_bytes, stamps)
+    }
+
+    pub(crate) fn make_of(&self, config: &CacheConfig, geometry: Geometry, side_bytes: u64, stamps: &CacheStamps)
+    -> Result<Made, Failure> {
+        let words = Words::memfd(c"kvd-segment", geometry.bytes()).map_err(|cause| {
+            Failure::new(ErrorKind::Config, format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()))
+        })?;
+        let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
+        let mut writer = Writer::create(words.0, geometry, fastrand::u64(..), backed, self.control.committed());
+        writer.load_stamps(stamps.clear, stamps.stale, &stamps.tags, &stamps.prefixes);
+        let view = View { reader: writer.reader(&self.control), hits: writer.hits() };
+        let memory = Memory { writer, side: SideStore::new(side_bytes), sweep: SweepCursor::default(), swept: 0 };
+        Ok(Made { memory, view })
+    }
+
+    /// Makes a cache known under `id`.
+    pub(crate) fn adopt(
+        &self,
+        state: &mut State,
+        id: CacheId,
+        name: &str,
+        declared: bool,
+        config: CacheConfig,
+        made: Made,
+    ) -> Arc<Cache> {
+        let slot = state.memories.len();
+        self.store.set_disk_bytes_max(id, config.disk_bytes_max);
+        let cache = Cache::new(id, slot, name.to_owned(), declared, config, made.view, self.control.committed());
+        let cache = Arc::new(cache);
+        state.memories.push(Some(made.memory));
+        let mut caches = (**self.caches.load()).clone();
+        caches.insert(name.to_owned(), Arc::clone(&cache));
+        self.caches.store(Arc::new(caches));
+        cache
+    }
+
+    pub(crate) fn drop_cache(&self, name: &str, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+        let _one_at_a_time = self.creating.lock();
+        let cache = self.cache(name)?;
+        if cache.declared {
+            return Err(Failure::new(
+                ErrorKind::Config,
+                format!("cache {name} is declared in the configuration: clear it, or remove it there"),
+            ));
+        }
+        let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
+        self.wait_until_writable(deadline)?;
+        let permit =
+            if cache.on_disk() { Some(self.store.admit(&[cache.id], 64, Durability::Behind, deadline)?) } else { None };
+        let mut state = self.lock();
+        let version = self.next_sequence(&mut state);
+        let durable =
+            permit.and_then(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));
+        let mut caches = (**self.caches.load()).clone();
+        caches.remove(name);
+        self.caches.store(Arc::new(caches));
+        // Those who still hold the cache find it empty; its memory goes with the next sweep of dropped ones.
+        let memory = state.memory(&cache);
+        memory.writer.set_state(SegmentState::Closed);
+        memory.writer.stamp_all(version, kv_proto::wire::Effect::Gone);
+        memory.side.clear();
+        memory.writer.publish(version);
+        cache.note_stamp(version);
+        cache.dropped.store(true, Ordering::Release);
+        self.control.commit(version);
+        state.dropped.push(cache);
+        drop(state);
+        tracing::info!(cache = name, "dropped");
+        encode_into(out, &Response::Written { version });
+        Ok(durable.filter(|_| self.config.default.durability == Durability::Durable))
+    }
+}
+
+/// What of a memory cache's budget is kept for values too large for its rings: nothing unless they can come.
+fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
+    let eighth = config.memory_bytes / 8;
+    let fits = Geometry::new(config.memory_bytes, 0).item_bytes_max() > value_bytes_max + limits::FRAME_OVERHEAD_MAX;
+    if config.durability != Durability::Memory || fits { 0 } else { eighth }
+}

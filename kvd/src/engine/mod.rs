@@ -1,0 +1,152 @@
+//! The engine: applies requests to memory and store, one change at a time, in one order.
+//!
+//! Called by `server` (a thread a connection), by `embedded`, and by nothing else. It knows no socket.
+//! Its mutex is held for microseconds, never over disk or socket. The path of a request is the file list:
+//! `apply` → `read` | `write` | `clear` | `scan` | `stats`; every change ends in `change`.
+
+mod apply;
+mod cache;
+mod change;
+mod clear;
+mod create;
+mod error;
+mod item;
+mod open;
+mod read;
+mod scan;
+mod side;
+mod stats;
+mod tidy;
+mod warm;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use kv_proto::Version;
+use kv_proto::segment::{Control, ManyOutcome};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+pub use apply::Applied;
+pub use error::Failure;
+pub use open::StartError;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::store::{LogNumber, Store, StoreError};
+use cache::{Cache, Caches, Memory};
+
+/// The data of one directory, in memory and on disk.
+pub struct Engine {
+    config: Config,
+    clock: Clock,
+    store: Arc<Store>,
+    control: Arc<Control>,
+    caches: ArcSwap<Caches>,
+    state: Mutex<State>,
+    /// Woken when a prefix clear was retired, so that one that waits for room can go on.
+    prefix_retired: Condvar,
+    /// One cache is created at a time, outside the mutex: making a segment takes milliseconds.
+    creating: Mutex<()>,
+    /// No change is applied before this: nobody may read a dead daemon's memory behind a newer write.
+    writable_from: Instant,
+    closing: AtomicBool,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    run_id: u64,
+    started: Instant,
+    found: open::Found,
+}
+
+/// What the mutex guards.
+struct State {
+    /// The newest sequence given away.
+    sequence: Version,
+    /// By [`Cache::slot`]; `None` once dropped.
+    memories: Vec<Option<Memory>>,
+    /// Every prefix clear up to this sequence has left the tree.
+    swept: Version,
+}
+
+impl State {
+    fn memory(&mut self, cache: &Cache) -> &mut Memory {
+        self.memories[cache.slot].as_mut().expect("a dropped cache keeps its memory until its last user is gone")
+    }
+
+    fn memory_ref(&self, cache: &Cache) -> &Memory {
+        self.memories[cache.slot].as_ref().expect("a dropped cache keeps its memory until its last user is gone")
+    }
+}
+
+/// What one connection reuses from request to request.
+#[derive(Default)]
+pub struct Session {
+    buffer: Vec<u8>,
+    keys: Vec<ManyOutcome>,
+}
+
+impl Session {
+    /// An empty one.
+    #[must_use]
+    pub fn new() -> Session {
+        Session::default()
+    }
+}
+
+impl Engine {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The next sequence. Never given twice, not even across crashes: the store has reserved it (I2).
+    fn next_sequence(&self, state: &mut State) -> Version {
+        state.sequence += 1;
+        self.store.note_sequence(state.sequence);
+        state.sequence
+    }
+
+    /// Waits until what `number` stands for is on stable storage.
+    ///
+    /// # Errors
+    /// When the disk fails, is full, or does not answer by `deadline`.
+    pub fn wait_durable(&self, number: LogNumber, deadline: Instant) -> Result<(), Failure> {
+        self.store.wait_durable(number, deadline).map_err(Failure::from)
+    }
+
+    /// Names this run of the daemon; another one after a restart.
+    #[must_use]
+    pub fn run_id(&self) -> u64 {
+        self.run_id
+    }
+
+    /// The clock that items live by.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// The configuration it runs with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        use kv_proto::wire::ErrorKind;
+        let message = error.to_string();
+        match error {
+            StoreError::Full => Failure { retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFull, message) },
+            StoreError::Failed { maybe_applied, .. } => {
+                Failure { maybe_applied, retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFailed, message) }
+            }
+            StoreError::Timeout { maybe_applied } => {
+                Failure { maybe_applied, retry_after_ms: 100, ..Failure::new(ErrorKind::Timeout, message) }
+            }
+            StoreError::TooLarge { .. } => Failure::new(ErrorKind::TooLarge, message),
+        }
+    }
+}
+

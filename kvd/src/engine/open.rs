@@ -1,0 +1,328 @@
+//! Starting and stopping: from a directory to a serving engine, and back to a clean one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use kv_proto::segment::{Control, HEARTBEAT_STALE_MS, SegmentState};
+use kv_proto::wire::{Durability, Effect};
+use parking_lot::{Condvar, Mutex};
+
+use super::cache::{Cache, Caches};
+use super::{Engine, Failure, State};
+use crate::clock::Clock;
+use crate::config::{CacheConfig, Config, Recover};
+use crate::store::{CacheId, CacheStamps, ClearScope, Disk, Hooks, Keep, OpenError, Options, Recovered, Report, Store};
+
+/// Downtime after which invalidations may have been missed, and `recover` is applied after an unclean stop.
+const DOWNTIME_MAX: Duration = Duration::from_secs(10);
+/// How often the heartbeat is stamped.
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(50);
+
+/// Why the engine does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store refuses; the message says what to do.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The memory cannot be had.
+    #[error("{0}")]
+    Memory(String),
+    /// A thread cannot be started.
+    #[error("a thread cannot be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What a start found, for the line it prints and for `doctor`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    pub(crate) report: Report,
+    /// Caches whose items were made stale or cleared by their recovery policy.
+    pub(crate) stale: Vec<String>,
+    pub(crate) cleared: Vec<String>,
+}
+
+/// A cache to be opened: from the configuration, from the disk, or both.
+struct Planned {
+    id: CacheId,
+    name: String,
+    declared: bool,
+    config: CacheConfig,
+    stamps: CacheStamps,
+    items: u64,
+    /// Not on disk yet: its creation has to be logged.
+    new: bool,
+    dirty: bool,
+}
+
+impl Engine {
+    /// Opens the directory of `config`, replays what a crash left, and serves from then on.
+    ///
+    /// # Errors
+    /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
+    pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
+        let opened = Instant::now();
+        let options = Options {
+            dir: config.dir.clone(),
+            pending_bytes: config.pending_log_bytes,
+            journal_bytes_max: config.journal_bytes_max,
+            redb_cache_bytes: config.redb_cache_bytes as usize,
+            flush_interval: config.flush_interval,
+            value_bytes_max: config.value_bytes_max,
+            set_aside: config.set_aside,
+        };
+        let (store, recovered) = Store::open(options, clock.clone(), Disk::real())?;
+        let run_id = fastrand::u64(1..);
+        let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
+        control.commit(recovered.sequence_first);
+        control.heartbeat(clock.now());
+        let wait = if recovered.report.clean { 0 } else { HEARTBEAT_STALE_MS as u64 };
+        let engine = Arc::new(Engine {
+            clock,
+            store,
+            control,
+            caches: ArcSwap::from_pointee(Caches::new()),
+            state: Mutex::new(State {
+                sequence: recovered.sequence_first,
+                memories: Vec::new(),
+                cache_id: recovered.caches.iter().map(|cache| cache.id).max().unwrap_or(0),
+                dropped: Vec::new(),
+                swept: 0,
+            }),
+            prefix_retired: Condvar::new(),
+            creating: Mutex::new(()),
+            writable_from: opened + Duration::from_millis(wait),
+            closing: AtomicBool::new(false),
+            wake: Mutex::new(()),
+            wake_tidy: Condvar::new(),
+            threads: Mutex::new(Vec::new()),
+            run_id,
+            started: opened,
+            found: Mutex::new(Found { report: recovered.report.clone(), ..Found::default() }),
+            config,
+        });
+        engine.open_caches(&recovered)?;
+        engine.set_hooks();
+        engine.start_threads()?;
+        Ok(engine)
+    }
+
+    fn open_caches(&self, recovered: &Recovered) -> Result<(), StartError> {
+        let planned = self.plan_caches(recovered);
+        let memory = |failure: Failure| StartError::Memory(failure.message);
+        let mut opened = Vec::new();
+        for plan in planned {
+            let made = self.make(&plan.config, plan.items, &plan.stamps).map_err(memory)?;
+            let cache = {
+                let mut state = self.lock();
+                let cache = self.adopt(&mut state, plan.id, &plan.name, plan.declared, plan.config.clone(), made);
+                if plan.items == 0 {
+                    let version = self.next_sequence(&mut state);
+                    state.memory(&cache).writer.complete(version);
+                    self.control.commit(version);
+                }
+                cache
+            };
+            opened.push((plan, cache));
+        }
+        for (plan, cache) in &opened {
+            self.settle(plan, cache, &recovered.report).map_err(memory)?;
+        }
+        Ok(())
+    }
+
+    fn plan_caches(&self, recovered: &Recovered) -> Vec<Planned> {
+        let mut planned: Vec<Planned> = recovered
+            .caches
+            .iter()
+            .map(|row| Planned {
+                id: row.id,
+                name: row.name.clone(),
+                declared: self.config.caches.contains_key(&row.name),
+                config: self.config.caches.get(&row.name).unwrap_or(&self.config.default).clone(),
+                stamps: row.stamps.clone(),
+                items: row.items,
+                new: false,
+                dirty: row.dirty,
+            })
+            .collect();
+        let mut state = self.lock();
+        for (name, config) in &self.config.caches {
+            if planned.iter().all(|plan| plan.name != *name) {
+                state.cache_id += 1;
+                planned.push(Planned {
+                    id: state.cache_id,
+                    name: name.clone(),
+                    declared: true,
+                    config: config.clone(),
+                    stamps: CacheStamps::default(),
+                    items: 0,
+                    new: true,
+                    dirty: false,
+                });
+            }
+        }
+        planned
+    }
+
+    /// Logs a new cache, and does to an old one what its recovery policy says.
+    fn settle(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
+        if plan.new && cache.on_disk() {
+            let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
+            let permit = self.store.admit(&[], 256, Durability::Behind, deadline)?;
+            let mut state = self.lock();
+            let version = self.next_sequence(&mut state);
+            let created = crate::store::Change::CacheCreated { cache: plan.id, name: &plan.name };
+            self.store.append(permit, version, &[created]);
+            self.control.commit(version);
+        }
+        let missed = !report.clean && (!report.same_boot || report.down_for > DOWNTIME_MAX);
+        let policy = missed || cache.config.after_clean_stop;
+        let recover = match (plan.new, plan.dirty, policy) {
+            (true, ..) | (false, false, false) => Recover::Keep,
+            (false, true, _) => Recover::Clear,
+            (false, false, true) => cache.config.recover,
+        };
+        let effect = match recover {
+            Recover::Keep => return Ok(()),
+            Recover::Stale => Effect::Stale,
+            Recover::Clear => Effect::Gone,
+        };
+        self.stamp_at_start(cache, effect)?;
+        let mut found = self.found.lock();
+        match effect {
+            Effect::Stale => found.stale.push(cache.name.clone()),
+            Effect::Gone => found.cleared.push(cache.name.clone()),
+        }
+        Ok(())
+    }
+
+    /// A clear before anybody is served needs not wait for the dead daemon's readers: they see its memory, not ours.
+    fn stamp_at_start(&self, cache: &Arc<Cache>, effect: Effect) -> Result<(), Failure> {
+        self.stamp_now(std::slice::from_ref(cache), ClearScope::All, effect).map(|_| ())
+    }
+
+    fn set_hooks(self: &Arc<Engine>) {
+        let weak = Arc::downgrade(self);
+        let (judging, evicting, sweeping) = (weak.clone(), weak.clone(), weak);
+        self.store.set_hooks(Hooks {
+            judge: Box::new(move |cache, key, view| {
+                judging.upgrade().map_or(Keep::Keep, |engine| engine.judge(cache, key, view))
+            }),
+            evict: Box::new(move |cache, key, version| {
+                evicting.upgrade().is_some_and(|engine| engine.evict_from_disk(cache, key, version))
+            }),
+            swept: Box::new(move |sequence| {
+                if let Some(engine) = sweeping.upgrade() {
+                    engine.lock().swept = sequence;
+                    engine.tidy_now();
+                }
+            }),
+        });
+    }
+
+    fn start_threads(self: &Arc<Engine>) -> Result<(), StartError> {
+        self.spawn("kvd-heart", Engine::beat)?;
+        self.spawn("kvd-warm", Engine::warm)?;
+        self.spawn("kvd-tidy", Engine::tidy)
+    }
+
+    fn spawn(self: &Arc<Engine>, name: &str, run: fn(&Engine)) -> Result<(), StartError> {
+        let engine = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || run(&engine));
+        self.threads.lock().push(thread.map_err(StartError::Thread)?);
+        Ok(())
+    }
+
+    /// Stamps the heartbeat, and does nothing else: readers trust the segment as long as it beats.
+    fn beat(&self) {
+        while !self.closing.load(Ordering::Acquire) {
+            self.control.heartbeat(self.clock.now());
+            self.control.set_time_offset(self.clock.offset_ms());
+            self.store.alive();
+            std::thread::park_timeout(HEARTBEAT_EVERY);
+        }
+    }
+
+    /// Waits until changes may be applied.
+    pub(crate) fn wait_until_writable(&self, deadline: Instant) -> Result<(), Failure> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Failure::unavailable("the daemon is stopping", 200));
+        }
+        let now = self.clock.instant();
+        if now < self.writable_from {
+            if self.writable_from > deadline {
+                return Err(Failure::unavailable("the daemon takes no writes yet", 500));
+            }
+            std::thread::sleep(self.writable_from - now);
+        }
+        Ok(())
+    }
+
+    /// Flushes, says the segments are closed, and closes the store. Changes are refused from here on.
+    ///
+    /// # Errors
+    /// When the last flush fails or does not end by `deadline`; the store survives it as it survives a kill.
+    pub fn close(&self, deadline: Instant) -> Result<(), Failure> {
+        if self.closing.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.tidy_now();
+        for thread in self.threads.lock().drain(..) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine had panicked");
+            }
+        }
+        {
+            let mut state = self.lock();
+            for memory in state.memories.iter_mut().flatten() {
+                memory.writer.set_state(SegmentState::Closed);
+            }
+            self.control.set_state(SegmentState::Closed);
+        }
+        self.save_resident();
+        self.store.close(deadline).map_err(Failure::from)
+    }
+
+    /// One line: what a start found and what is held.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let caches = self.caches.load().len();
+        let found = self.found.lock();
+        let stats = self.store.stats();
+        let mut line = format!(
+            "{caches} caches, {} of memory, {} on disk",
+            crate::units::format_bytes(self.config.memory_bytes),
+            crate::units::format_bytes(stats.tree_bytes),
+        );
+        line.push_str(&found.describe());
+        line
+    }
+}
+
+impl Found {
+    fn describe(&self) -> String {
+        let report = &self.report;
+        let mut parts = Vec::new();
+        if !report.clean && !report.fresh {
+            parts.push(format!(
+                "unclean stop {}: replayed {} journal and {} pending records",
+                if report.same_boot { "of the daemon" } else { "of the machine: up to the last flush interval may be lost" },
+                report.journal_records,
+                report.pending_records
+            ));
+        }
+        if !self.stale.is_empty() {
+            parts.push(format!("stale until reloaded: {}", self.stale.join(", ")));
+        }
+        if !self.cleared.is_empty() {
+            parts.push(format!("cleared: {}", self.cleared.join(", ")));
+        }
+        if let Some(path) = &report.set_aside {
+            parts.push(format!("CORRUPT STORE SET ASIDE as {}", path.display()));
+        }
+        parts.iter().fold(String::new(), |line, part| line + "; " + part)
+    }
+}

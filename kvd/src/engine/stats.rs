@@ -1,0 +1,98 @@
+//! What `stats` and `caches` answer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kv_proto::wire::{self, Response, encode_into};
+
+use super::Engine;
+use super::cache::Cache;
+use crate::metrics::MetricRow;
+
+impl Engine {
+    pub(crate) fn stats(&self, out: &mut Vec<u8>) {
+        let mut rows = self.metrics.rows();
+        self.host_rows(&mut rows);
+        let mut caches: Vec<_> = self.caches.load().values().cloned().collect();
+        caches.sort_by(|a, b| a.name.cmp(&b.name));
+        for cache in caches {
+            self.cache_rows(&cache, &mut rows);
+        }
+        encode_into(out, &Response::Metrics(rows.iter().map(MetricRow::as_wire).collect()));
+    }
+
+    fn host_rows(&self, rows: &mut Vec<MetricRow>) {
+        let store = self.store.stats();
+        let found = self.found.lock();
+        for (name, value) in [
+            ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
+            ("kvd_memory_bytes_max", self.config.memory_bytes as f64),
+            ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
+            ("kvd_start_replayed_journal_records", found.report.journal_records as f64),
+            ("kvd_start_replayed_pending_records", found.report.pending_records as f64),
+            ("kvd_pending_bytes", store.pending_bytes as f64),
+            ("kvd_journal_bytes", store.journal_bytes as f64),
+            ("kvd_store_file_bytes", store.file_bytes as f64),
+            ("kvd_store_live_bytes", store.tree_bytes as f64),
+            ("kvd_flushes_total", store.flushes as f64),
+            ("kvd_flush_failures_total", store.flush_failures as f64),
+            ("kvd_folds_total", store.folds as f64),
+            ("kvd_flush_seconds_sum", store.flush_time.as_secs_f64()),
+            ("kvd_flush_seconds_max", store.flush_time_max.as_secs_f64()),
+            ("kvd_sequence", self.control.committed() as f64),
+        ] {
+            rows.push(MetricRow::new(name, None, value));
+        }
+    }
+
+    fn cache_rows(&self, cache: &Cache, rows: &mut Vec<MetricRow>) {
+        let (counts, side_bytes) = {
+            let state = self.lock();
+            let memory = state.memory_ref(cache);
+            (memory.writer.counts(), memory.side.bytes())
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let counters = &cache.counters;
+        for (name, value) in [
+            ("kvd_cache_hits_memory_total", read(&counters.hits_memory)),
+            ("kvd_cache_hits_disk_total", read(&counters.hits_disk)),
+            ("kvd_cache_hits_stale_total", read(&counters.hits_stale)),
+            ("kvd_cache_misses_total", read(&counters.misses)),
+            ("kvd_cache_writes_total", read(&counters.writes)),
+            ("kvd_cache_removals_total", read(&counters.removals)),
+            ("kvd_cache_clears_total", read(&counters.clears)),
+            ("kvd_cache_conditions_refused_total", read(&counters.conditions_refused)),
+            ("kvd_cache_items", counts.items as f64),
+            ("kvd_cache_disk_marks", counts.disk_marks as f64),
+            ("kvd_cache_evicted_total", counts.evicted as f64),
+            ("kvd_cache_expired_total", counts.expired_dropped as f64),
+            ("kvd_cache_promoted_total", counts.promoted as f64),
+            ("kvd_cache_ghost_hits_total", counts.ghost_hits as f64),
+            ("kvd_cache_index_forgotten_total", counts.forgotten as f64),
+            ("kvd_cache_memory_bytes_max", cache.config.memory_bytes as f64),
+            ("kvd_cache_memory_bytes", (counts.ring_bytes_used + side_bytes) as f64),
+            ("kvd_cache_disk_bytes", self.store.live_bytes(cache.id) as f64),
+        ] {
+            rows.push(MetricRow::new(name, Some(("cache", &cache.name)), value));
+        }
+    }
+
+    pub(crate) fn list_caches(&self, out: &mut Vec<u8>) {
+        let mut caches: Vec<_> = self.caches.load().values().cloned().collect();
+        caches.sort_by(|a, b| a.name.cmp(&b.name));
+        let state = self.lock();
+        let infos = caches.iter().map(|cache| wire::CacheInfo {
+            name: &cache.name,
+            declared: cache.declared,
+            memory_bytes: cache.config.memory_bytes,
+            disk_bytes_max: if cache.on_disk() { cache.config.disk_bytes_max } else { 0 },
+            resident_items: state.memory_ref(cache).writer.counts().items,
+            disk_bytes: self.store.live_bytes(cache.id),
+            ttl_default_ms: cache.config.ttl_default_ms,
+            ttl_max_ms: cache.config.ttl_max_ms,
+            durability: cache.config.durability,
+        });
+        let infos = infos.collect();
+        drop(state);
+        encode_into(out, &Response::Caches(infos));
+    }
+}

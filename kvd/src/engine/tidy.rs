@@ -1,0 +1,173 @@
+//! Housekeeping: what is dead leaves the index, an index that forgets too much is replaced by a larger one, prefix
+//! clears that nothing older matches any more are retired, dropped caches give their memory back.
+//!
+//! Runs on a thread of its own, in steps short enough to hold the engine's mutex; also what the store's sweep asks.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::segment::{Geometry, SegmentState};
+
+use super::Engine;
+use super::cache::{Cache, View};
+use super::item::Current;
+use crate::store::{CacheId, Keep, RecordView};
+
+/// How often it looks, unless woken.
+const TIDY_EVERY: Duration = Duration::from_millis(200);
+/// Items of a ring visited in one hold of the mutex.
+const ITEMS_A_STEP: usize = 256;
+/// Steps a cache and round.
+const STEPS_A_ROUND: usize = 64;
+
+impl Engine {
+    pub(crate) fn tidy(&self) {
+        while !self.closing.load(Ordering::Acquire) {
+            let caches: Vec<_> = self.caches.load().values().cloned().collect();
+            for cache in caches {
+                self.sweep_memory(&cache);
+                self.retire_prefixes(&cache);
+                self.enlarge_index(&cache);
+            }
+            self.free_dropped();
+            let mut guard = self.wake.lock();
+            if !self.closing.load(Ordering::Acquire) {
+                self.wake_tidy.wait_for(&mut guard, TIDY_EVERY);
+            }
+        }
+        self.prefix_retired.notify_all();
+    }
+
+    /// Wakes the housekeeping.
+    pub(crate) fn tidy_now(&self) {
+        let _guard = self.wake.lock();
+        self.wake_tidy.notify_all();
+    }
+
+    /// Drops from the index what expired or was cleared, a few items at a time.
+    fn sweep_memory(&self, cache: &Cache) {
+        for _ in 0..STEPS_A_ROUND {
+            let mut state = self.lock();
+            let version = self.next_sequence(&mut state);
+            let now = self.clock.now();
+            let memory = state.memory(cache);
+            if memory.sweep_began == 0 {
+                memory.sweep_began = version;
+            }
+            let done = memory.writer.sweep(version, &mut memory.sweep, ITEMS_A_STEP, now);
+            if done {
+                memory.swept = std::mem::take(&mut memory.sweep_began);
+            }
+            self.control.commit(version);
+            if done {
+                return;
+            }
+        }
+    }
+
+    /// A prefix clear is forgotten when nothing older is left in rings, overlay, journal or tree.
+    fn retire_prefixes(&self, cache: &Cache) {
+        let mut state = self.lock();
+        let disk_swept = if cache.on_disk() { state.swept } else { Version::MAX };
+        let memory = state.memory(cache);
+        let swept = disk_swept.min(memory.swept);
+        let entries = memory.writer.prefix_entries();
+        let retired: Vec<_> = entries.iter().filter(|entry| entry.version < swept).map(|entry| entry.index).collect();
+        if retired.is_empty() {
+            return;
+        }
+        let version = self.next_sequence(&mut state);
+        let memory = state.memory(cache);
+        for index in retired {
+            memory.writer.retire_prefix(index);
+        }
+        memory.writer.publish(version);
+        self.control.commit(version);
+        self.prefix_retired.notify_all();
+    }
+
+    /// Replaces a segment whose index forgets more than 1 % of the puts, or soon will.
+    fn enlarge_index(&self, cache: &Arc<Cache>) {
+        let Some(geometry) = self.lock().memory(cache).writer.needs_larger_index() else { return };
+        if let Err(failure) = self.supersede(cache, geometry) {
+            tracing::warn!(cache = cache.name, %failure, "the index could not be enlarged; misses ask the disk");
+            return;
+        }
+        tracing::info!(cache = cache.name, buckets = geometry.buckets(), "index enlarged");
+        if cache.on_disk() {
+            self.enumerate(cache, &mut HashSet::from([cache.id]));
+        }
+    }
+
+    fn supersede(&self, cache: &Arc<Cache>, geometry: Geometry) -> Result<(), super::Failure> {
+        let side_bytes = self.lock().memory(cache).side.bytes_max();
+        let mut made = self.make_of(&cache.config, geometry, side_bytes, &Default::default())?;
+        let mut state = self.lock();
+        let version = self.next_sequence(&mut state);
+        let now = self.clock.now();
+        let memory = state.memory(cache);
+        memory.writer.copy_into(&mut made.memory.writer, version, now);
+        memory.writer.set_state(SegmentState::Superseded);
+        std::mem::swap(&mut memory.side, &mut made.memory.side);
+        *memory = made.memory;
+        cache.view.store(Arc::new(View { reader: made.view.reader, hits: made.view.hits }));
+        if !cache.on_disk() {
+            memory.writer.complete(version);
+        }
+        self.control.commit(version);
+        Ok(())
+    }
+
+    fn free_dropped(&self) {
+        let mut state = self.lock();
+        let dropped = std::mem::take(&mut state.dropped);
+        let (free, held): (Vec<_>, Vec<_>) = dropped.into_iter().partition(|cache| Arc::strong_count(cache) == 1);
+        for cache in free {
+            state.memories[cache.slot] = None;
+        }
+        state.dropped = held;
+    }
+
+    /// What the store's sweep and fold ask: is this item still wanted on disk?
+    pub(crate) fn judge(&self, id: CacheId, key: &[u8], view: &RecordView<'_>) -> Keep {
+        let Some(cache) = self.cache_by_id(id) else { return Keep::Drop };
+        let reader = &cache.view.load().reader;
+        let tags = view.tags.iter().map(|tag| kv_proto::tag_slot(tag));
+        let verdict = reader.verdict(&view.life(), tags, key, self.clock.now());
+        if verdict == kv_proto::segment::Freshness::Gone { Keep::Drop } else { Keep::Keep }
+    }
+
+    /// The disk budget wants this item gone: it leaves memory too, unless it has been written anew.
+    pub(crate) fn evict_from_disk(&self, id: CacheId, key: &[u8], version: Version) -> bool {
+        let Some(cache) = self.cache_by_id(id) else { return true };
+        let target = self.target(&cache, key, false);
+        let mut state = self.lock();
+        if self.store.overlaid(id, key) {
+            return false;
+        }
+        let at = self.next_sequence(&mut state);
+        state.memory(&cache).writer.forget_key(at, target.hash, key, version);
+        cache.note_change(target.hash, at);
+        self.control.commit(at);
+        true
+    }
+
+    pub(crate) fn cache_by_id(&self, id: CacheId) -> Option<Arc<Cache>> {
+        self.caches.load().values().find(|cache| cache.id == id).cloned()
+    }
+}
+
+impl Current {
+    /// What decides whether it lives.
+    pub(crate) fn life(&self) -> kv_proto::segment::Life {
+        kv_proto::segment::Life {
+            version: self.version,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            stale: self.stale,
+        }
+    }
+}
