@@ -1,0 +1,184 @@
+//! Configurations as operators write them, and the messages they get.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kv_proto::wire::Durability;
+
+use super::{Config, Recover, Sources};
+
+fn sources(env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Sources {
+    let mut variables: BTreeMap<String, String> =
+        env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    variables.entry("HOME".to_owned()).or_insert("/nonexistent/home".to_owned());
+    let flags = flags.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+    Sources { file: Some(PathBuf::from("/dev/null")), env: variables, flags, is_root: false }
+}
+
+fn load_file(toml: &str, env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, String> {
+    let mut file = tempfile::Builder::new().prefix("kvd-").suffix(".toml").tempfile().unwrap();
+    file.write_all(toml.as_bytes()).unwrap();
+    let mut sources = sources(env, flags);
+    sources.file = Some(file.path().to_owned());
+    let place = file.path().display().to_string();
+    Config::load(&sources).map_err(|e| e.to_string().replace(&place, "FILE"))
+}
+
+#[test]
+fn nothing_said_is_enough() {
+    let config = Config::load(&sources(&[("XDG_RUNTIME_DIR", "/run/user/7")], &[])).unwrap();
+    assert_eq!(config.dir, PathBuf::from("/nonexistent/home/.local/state/kvd"));
+    assert_eq!(config.socket, PathBuf::from("/run/user/7/kvd/kvd.sock"));
+    assert_eq!(config.memory_bytes, 256 << 20);
+    assert_eq!(config.journal_bytes_max, 64 << 20);
+    assert_eq!(config.default.memory_bytes, 32 << 20);
+    assert_eq!(config.default.recover, Recover::Stale);
+    assert!(config.access.is_private());
+}
+
+#[test]
+fn root_lives_in_the_system_directories() {
+    let config =
+        Config::load(&Sources { is_root: true, ..sources(&[("XDG_RUNTIME_DIR", "/run/user/0")], &[]) })
+            .unwrap();
+    assert_eq!(config.dir, PathBuf::from("/var/lib/kvd"));
+    assert_eq!(config.socket, PathBuf::from("/run/kvd/kvd.sock"));
+}
+
+#[test]
+fn without_a_runtime_directory_the_socket_is_beside_the_store() {
+    let config =
+        Config::load(&sources(&[("XDG_STATE_HOME", "/s"), ("XDG_RUNTIME_DIR", "relative")], &[])).unwrap();
+    assert_eq!(config.socket, PathBuf::from("/s/kvd/kvd.sock"));
+}
+
+#[test]
+fn later_sources_win() {
+    let toml = "memory = \"64MiB\"\nidle_timeout = \"1m\"\nvalue_max = 4096\n";
+    let env = [("KVD_MEMORY", "128m"), ("KVD_IDLE_TIMEOUT", "2m"), ("KVD_LOG", "")];
+    let config = load_file(toml, &env, &[("memory", "512MiB")]).unwrap();
+    assert_eq!(config.memory_bytes, 512 << 20);
+    assert_eq!(config.idle_timeout, Some(Duration::from_secs(120)));
+    assert_eq!(config.value_bytes_max, 4_096);
+    assert_eq!(config.log, "info");
+}
+
+#[test]
+fn a_directory_takes_the_socket_with_it() {
+    let config = load_file("socket = \"/run/x.sock\"", &[], &[("dir", "/data/kvd")]).unwrap();
+    assert_eq!(config.socket, PathBuf::from("/data/kvd/kvd.sock"));
+    let config = load_file("socket = \"/run/x.sock\"\ndir = \"/data/kvd\"", &[], &[]).unwrap();
+    assert_eq!(config.socket, PathBuf::from("/run/x.sock"));
+}
+
+#[test]
+fn caches_inherit_the_template() {
+    let toml = r#"
+        [default]
+        ttl = "1h"
+        memory = "8MiB"
+        [caches.page]
+        ttl = "5m"
+        ttl_max = "1d"
+        [caches.session]
+        durability = "durable"
+        ttl = "never"
+        [caches."hot.data"]
+        durability = "memory"
+        shared = false
+    "#;
+    let config = load_file(toml, &[], &[]).unwrap();
+    let page = &config.caches["page"];
+    assert_eq!((page.ttl_default_ms, page.ttl_max_ms), (Some(300_000), Some(86_400_000)));
+    assert_eq!((page.memory_bytes, page.recover), (8 << 20, Recover::Stale));
+    let session = &config.caches["session"];
+    assert_eq!((session.ttl_default_ms, session.recover), (None, Recover::Keep));
+    let hot = &config.caches["hot.data"];
+    assert_eq!((hot.durability, hot.disk_bytes_max, hot.shared), (Durability::Memory, 0, false));
+}
+
+#[test]
+fn large_values_bring_a_larger_pending_log() {
+    let config = load_file("value_max = \"16MiB\"", &[], &[]).unwrap();
+    assert!(config.pending_log_bytes >= 4 * config.frame_bytes_max() as u64);
+    let error = load_file("value_max = \"16MiB\"\npending_log = \"32MiB\"", &[], &[]).unwrap_err();
+    assert!(error.starts_with("FILE:2: pending_log = \"32MiB\": is 32 MiB, the least is"), "{error}");
+}
+
+#[test]
+fn errors_name_place_key_value_and_limit() {
+    for (toml, message) in [
+        ("\nmemroy = 5", "FILE:2: unknown key `memroy`; did you mean `memory`?"),
+        ("[caches.page]\nmemry = 5", "FILE:2: unknown key `caches.page.memry`; did you mean `memory`?"),
+        ("[access]\nuser = 5", "FILE:2: unknown key `access.user`; did you mean `users`?"),
+        ("value_max = \"17MiB\"", "FILE:1: value_max = \"17MiB\": is 17 MiB, limit is 16 MiB"),
+        ("memory = \"lots\"", "FILE:1: memory = \"lots\": unknown unit \"lots\""),
+        ("flush_interval = 100", "FILE:1: flush_interval = \"100\": \"100\" has no unit"),
+        ("flush_interval = \"2m\"", "FILE:1: flush_interval = \"2m\": is 2m, limit is 1m"),
+        ("connections_max = -1", "FILE:1: connections_max = \"-1\": is not a whole number"),
+        ("memory = [[1]]", "FILE:1: memory = \"[[1]]\": a text, a number or a truth value was expected"),
+        ("memory = 0x10", "FILE:1: memory = \"0x10\": a text, a number"),
+        ("caches = 1", "FILE:1: caches = \"1\": a table was expected"),
+        ("[caches.A]", "FILE:1: caches = \"A\": \"A\" cannot name a cache"),
+        ("[caches.p]\nttl = \"0\"", "FILE:2: caches.p.ttl = \"0\": is 0ms, the least is 1ms"),
+        (
+            "[default]\ndurability = \"always\"",
+            "FILE:2: default.durability = \"always\": is none of: memory, behind",
+        ),
+        (
+            "[caches.p]\ndurability = \"memory\"\ndisk = \"1g\"",
+            "FILE:3: caches.p.disk = \"1g\": this cache is",
+        ),
+        (
+            "[access]\nusers = [\"no such user\"]",
+            "FILE:2: access.users = \"no such user\": this machine has no user",
+        ),
+        ("memory = \"64", "FILE:1: "),
+        (
+            "[caches.p]\nttl = \"2h\"\nttl_max = \"1h\"",
+            "configuration: cache p: ttl is 2h, limit is ttl_max = 1h",
+        ),
+        (
+            "memory = \"64MiB\"\n[caches.a]\nmemory = \"40MiB\"\n[caches.b]\nmemory = \"40MiB\"",
+            "configuration: the memory of the caches adds up to 80 MiB (a 40 MiB, b 40 MiB), limit is memory = 64 MiB",
+        ),
+    ] {
+        let error = load_file(toml, &[], &[]).expect_err(toml);
+        assert!(error.starts_with(message), "{toml:?} said: {error}");
+        assert!(!error.contains('\n'), "one line: {error}");
+    }
+}
+
+#[test]
+fn environment_and_flags_are_named_as_the_place() {
+    let error = load_file("", &[("KVD_MEMORY", "much")], &[]).unwrap_err();
+    assert!(error.starts_with("environment KVD_MEMORY: memory = \"much\""), "{error}");
+    let error = load_file("", &[], &[("connections_per_user_max", "0")]).unwrap_err();
+    assert!(error.starts_with("flag --connections-per-user-max: "), "{error}");
+}
+
+#[test]
+fn a_file_that_was_asked_for_must_be_there() {
+    let missing = Sources { file: Some(PathBuf::from("/nonexistent/kvd.toml")), ..sources(&[], &[]) };
+    let error = Config::load(&missing).unwrap_err().to_string();
+    assert!(error.starts_with("/nonexistent/kvd.toml: cannot be read: No such file"), "{error}");
+}
+
+#[test]
+fn users_by_name_and_number_are_found() {
+    let config = load_file("[access]\nusers = [\"root\", \"4242\"]\ngroups = [\"root\"]", &[], &[]).unwrap();
+    assert_eq!(config.access.users.iter().copied().collect::<Vec<_>>(), [0, 4_242]);
+    assert!(config.access.groups.contains(&0));
+}
+
+#[test]
+fn a_configuration_made_in_code_is_checked_too() {
+    let mut config = Config::in_dir("somewhere");
+    assert!(config.dir.is_absolute());
+    config.validate().unwrap();
+    config.default.memory_bytes = config.memory_bytes + 1;
+    let error = config.validate().unwrap_err().to_string();
+    assert!(error.contains("limit is memory = 256 MiB"), "{error}");
+}
