@@ -1,1 +1,13 @@
-//! t
+//! Cross-process tests: a real daemon, real workers, real signals.
+//!
+//! Compiled as a target of `kvd`, so that the binary under test is built with it. Every test has a directory and a
+//! socket of its own; all run in parallel.
+
+mod architecture;
+mod crash;
+mod hostile;
+mod life;
+mod lifecycle;
+mod operations;
+mod support;
+mod worker;

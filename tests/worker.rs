@@ -1,0 +1,35 @@
+//! Worker processes: this test binary again, in a role.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+const ROLE: &str = "KVD_TEST_ROLE";
+
+/// A worker process in `role` with the environment it needs.
+pub(crate) fn spawn(role: &str, socket: &Path, vars: &[(&str, String)]) -> Child {
+    Command::new(std::env::current_exe().expect("this test binary has a path"))
+        .args(["worker::process", "--exact", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role)
+        .env("KVD_SOCKET", socket)
+        .envs(vars.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this test binary can be started again")
+}
+
+/// In a worker: plays its role. In a test run: checks that workers play the role they are given.
+#[test]
+fn process() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("storm") => crate::crash::storm_worker(),
+        Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
+        Ok(role) => panic!("nobody knows the role {role}"),
+        Err(_) => {
+            let echo = spawn("echo", Path::new("here"), &[]).wait_with_output().expect("our child");
+            assert!(String::from_utf8_lossy(&echo.stdout).contains("echo here"));
+            assert!(!spawn("nonsense", Path::new("here"), &[]).wait().expect("our child").success());
+        }
+    }
+}
