@@ -1,1 +1,48 @@
-//! c
+//! The client of kvd: what applications link.
+//!
+//! Two clients with the same methods: [`blocking::Client`] for programs of processes and threads, and, with the feature
+//! `tokio` (on by default), `Client` for async ones. Everything but the way bytes travel is shared between them.
+//!
+//! ```
+//! # let server = kvd::testing::server();
+//! use std::time::Duration;
+//! use kv_client::blocking::Client;
+//! let client = Client::builder().socket(server.socket()).build()?; // or Client::connect()
+//! let products = client.cache("product");
+//! products.put("42", "rocket", Duration::from_secs(300))?;
+//! assert_eq!(products.get("42")?.as_deref(), Some(&b"rocket"[..]));
+//! # Ok::<(), kv_client::Error>(())
+//! ```
+//!
+//! # What happens when the daemon goes away
+//! Calls wait up to the *restart grace* for a daemon that was there and is coming back, then fail at once. What certainly
+//! was not sent is sent again. When an answer was lost, reads and writes that insist on a version are repeated; other
+//! writes fail with [`Error::maybe_applied`], because a late repetition could overwrite what somebody wrote since. Every
+//! wait ends at the call's deadline.
+//!
+//! # Fork
+//! A client made before `fork` can be used in the child: it notices, and connects anew. The parent's streams stay as
+//! they are.
+
+#![forbid(unsafe_code)]
+
+mod answers;
+mod batch;
+pub mod blocking;
+mod error;
+mod fork;
+mod frames;
+mod limits;
+mod many;
+mod ops;
+mod options;
+pub mod places;
+mod retry;
+mod scanning;
+
+pub use answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+pub use batch::Batch;
+pub use error::{Attempt, Error, Result, RetryAdvice};
+pub use kv_proto::Version;
+pub use kv_proto::wire::{Durability, Effect, ErrorKind, Freshness};
+pub use options::{Builder, Initial, PutOptions, RetryPolicy, Sliding, Ttl};

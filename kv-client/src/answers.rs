@@ -1,0 +1,178 @@
+//! What callers get: items, pages, counts, figures. Owned copies of what the wire borrows.
+//!
+//! Made by `ops`, read by applications and the command line.
+
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::wire::{self, Durability, Freshness};
+
+/// An item with all that is known about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The value; empty in the answer to `describe` and in scans without values.
+    pub value: Vec<u8>,
+    /// Length of the value, also where it was not fetched.
+    pub value_bytes: u32,
+    /// The sequence that wrote it.
+    pub version: Version,
+    /// Fresh or stale, at the moment of the answer.
+    pub freshness: Freshness,
+    /// How long ago it was put.
+    pub age: Duration,
+    /// Milliseconds until it expires, negative when that is past; `None`: never.
+    pub expires_in_ms: Option<i64>,
+    /// How long after its expiry it may be served as stale.
+    pub stale_for: Duration,
+    /// What the value cost to make.
+    pub load_cost: Duration,
+    /// Its tags.
+    pub tags: Vec<Vec<u8>>,
+}
+
+impl Entry {
+    /// How long it still lives, as of the answer.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use kv_client::Life;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", std::time::Duration::from_secs(60))?;
+    /// let entry = cache.get_entry("42")?.expect("just put");
+    /// assert!(matches!(entry.life(), Life::Left(left) if left.as_secs() >= 59));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn life(&self) -> Life {
+        if self.freshness == Freshness::Stale {
+            return Life::Stale;
+        }
+        self.expires_in_ms
+            .map_or(Life::Forever, |ms| Life::Left(Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
+    }
+
+    pub(crate) fn from_wire(item: &wire::Item<'_>) -> Option<Entry> {
+        let entry = item.entry.as_ref()?;
+        Some(Entry {
+            value: item.value.to_vec(),
+            value_bytes: entry.value_bytes,
+            version: item.version,
+            freshness: entry.freshness,
+            age: Duration::from_millis(entry.age_ms),
+            expires_in_ms: entry.expires_in_ms,
+            stale_for: Duration::from_millis(entry.stale_for_ms),
+            load_cost: Duration::from_millis(u64::from(entry.load_cost_ms)),
+            tags: entry.tags.iter().map(|tag| tag.0.to_vec()).collect(),
+        })
+    }
+}
+
+/// How long an item still lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Life {
+    /// It does not expire.
+    Forever,
+    /// It expires after this.
+    Left(Duration),
+    /// It has expired, or was made stale, and is kept as stale.
+    Stale,
+}
+
+/// What became of a put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a conditional put may have been refused"]
+pub enum PutOutcome {
+    /// Written, as this version.
+    Written {
+        /// The version.
+        version: Version,
+    },
+    /// The condition did not hold.
+    Refused {
+        /// The version that is there, if any.
+        version: Option<Version>,
+    },
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Committed {
+    /// The version of all it wrote.
+    pub version: Version,
+    /// How many of its writes found something to change.
+    pub changed: u32,
+}
+
+/// A page of a scan: one state of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Page {
+    /// Keys in order, each with its item.
+    pub items: Vec<(Vec<u8>, Entry)>,
+    /// Where the next page begins; empty: this is the last one.
+    pub cursor: Vec<u8>,
+}
+
+/// A cache as the daemon lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheInfo {
+    /// Its name.
+    pub name: String,
+    /// Declared in the configuration, or created by its first write.
+    pub declared: bool,
+    /// Its share of memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its share of the disk, in bytes; 0 for `memory` caches.
+    pub disk_bytes_max: u64,
+    /// Items in memory now.
+    pub resident_items: u64,
+    /// Bytes of live data on disk now, roughly.
+    pub disk_bytes: u64,
+    /// Default life; `None`: forever.
+    pub ttl_default: Option<Duration>,
+    /// Longest life; `None`: no bound.
+    pub ttl_max: Option<Duration>,
+    /// Default durability.
+    pub durability: Durability,
+}
+
+impl CacheInfo {
+    pub(crate) fn from_wire(info: &wire::CacheInfo<'_>) -> CacheInfo {
+        CacheInfo {
+            name: info.name.to_owned(),
+            declared: info.declared,
+            memory_bytes: info.memory_bytes,
+            disk_bytes_max: info.disk_bytes_max,
+            resident_items: info.resident_items,
+            disk_bytes: info.disk_bytes,
+            ttl_default: info.ttl_default_ms.map(Duration::from_millis),
+            ttl_max: info.ttl_max_ms.map(Duration::from_millis),
+            durability: info.durability,
+        }
+    }
+}
+
+/// One number of `stats`, named as Prometheus would.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Metric {
+    /// For example `kvd_requests_total`; the unit last.
+    pub name: String,
+    /// Label pairs in order, for example `("cache", "product")`.
+    pub labels: Vec<(String, String)>,
+    /// The number.
+    pub value: f64,
+}
+
+impl Metric {
+    pub(crate) fn from_wire(metric: &wire::Metric<'_>) -> Metric {
+        let labels =
+            metric.labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Metric { name: metric.name.to_owned(), labels, value: metric.value }
+    }
+}

@@ -1,0 +1,454 @@
+//! The operations on one cache, blocking.
+//!
+//! Called by applications. Each method builds its request in `ops` and hands it to the client; nothing is decided here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::wire::{Effect, Scope};
+
+use super::client::Client;
+use super::scan::Scan;
+use crate::answers::{Committed, Entry, Life, PutOutcome};
+use crate::batch::BatchData;
+use crate::error::Result;
+use crate::many::GetMany;
+use crate::ops;
+use crate::options::{Initial, PutOptions, Sliding, Ttl};
+
+/// One cache: a named space of keys with its own budget, lives and durability. Cheap to clone. Keys are 1 to 1,024 bytes,
+/// values up to what the daemon takes (1 MiB unless configured).
+#[derive(Debug, Clone)]
+pub struct Cache {
+    client: Client,
+    name: Arc<str>,
+}
+
+impl Cache {
+    pub(super) fn new(client: Client, name: &str) -> Cache {
+        Cache { client, name: name.into() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value of a key, if it is there and fresh.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// assert_eq!(cache.get("42")?.as_deref(), Some(&b"rocket"[..]));
+    /// assert_eq!(cache.get("43")?, None);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::get(&self.name, key.as_ref(), None)?)
+    }
+
+    /// As `get`, and if less than `sliding.below` of its life is left, the item gets `sliding.ttl` from now: for
+    /// sessions.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// use std::time::Duration;
+    /// use kv_client::Sliding;
+    /// cache.put("session", "cart", Duration::from_secs(60))?;
+    /// let sliding = Sliding { below: Duration::from_secs(1_000), ttl: Duration::from_secs(2_000) };
+    /// assert!(cache.get_sliding("session", sliding)?.is_some());
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn get_sliding(&self, key: impl AsRef<[u8]>, sliding: Sliding) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::get(&self.name, key.as_ref(), Some(sliding))?)
+    }
+
+    /// The value with all that is known about it; stale items too.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// let entry = cache.get_entry("42")?.expect("just put");
+    /// assert_eq!(entry.value, b"rocket");
+    /// assert_eq!(entry.freshness, kv_client::Freshness::Fresh);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
+        self.client.call(ops::get_entry(&self.name, key.as_ref())?)
+    }
+
+    /// As `get`, into a buffer that is used again: whether there was an item. The buffer is emptied first.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// let mut value = Vec::new();
+    /// assert!(cache.get_into("42", &mut value)?);
+    /// assert_eq!(value, b"rocket");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn get_into(&self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool> {
+        value.clear();
+        let sending = ops::get_sending(&self.name, key.as_ref(), None)?;
+        let found = self.client.call_with(&sending, |response| {
+            ops::read_value(response, |bytes| value.extend_from_slice(bytes))
+        })?;
+        Ok(found.is_some())
+    }
+
+    /// The values of many keys, in their order, all of one moment.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put_many([("1", "castle"), ("2", "rocket")], None)?;
+    /// let values = cache.get_many(&["2", "none", "1"])?;
+    /// assert_eq!(values, [Some(b"rocket".to_vec()), None, Some(b"castle".to_vec())]);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the cache changes too fast for so many keys at one moment;
+    /// see also [`Error`](crate::Error).
+    pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
+        let mut many = GetMany::new(&self.name, keys)?;
+        while let Some(sending) = many.next() {
+            self.client.call_with(&sending, |response| many.answered(response))?;
+        }
+        Ok(many.values())
+    }
+
+    /// Whether there is a fresh item.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// assert!(cache.contains("42")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.client.call(ops::contains(&self.name, key.as_ref())?)
+    }
+
+    /// All that is known about an item but its value; stale ones too.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// let entry = cache.describe("42")?.expect("just put");
+    /// assert_eq!(entry.value_bytes, 6);
+    /// assert!(entry.value.is_empty());
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn describe(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
+        self.client.call(ops::describe(&self.name, key.as_ref())?)
+    }
+
+    /// How long an item still lives; `None`: there is none.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", std::time::Duration::from_secs(60))?;
+    /// assert!(matches!(cache.ttl("42")?, Some(kv_client::Life::Left(left)) if left.as_secs() >= 59));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Option<Life>> {
+        self.client.call(ops::ttl(&self.name, key.as_ref())?)
+    }
+
+    /// Puts an item with this life, or the cache's default; its version.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// use std::time::Duration;
+    /// let first = cache.put("42", "rocket", Duration::from_secs(60))?;
+    /// let second = cache.put("42", "bigger rocket", None)?;
+    /// assert!(second > first);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Version> {
+        let options = PutOptions { ttl: ttl.into(), ..PutOptions::default() };
+        self.client.call(ops::put_always(&self.name, key.as_ref(), value.as_ref(), &options)?)
+    }
+
+    /// Puts an item in any way there is.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// use kv_client::{PutOptions, PutOutcome};
+    /// let once = PutOptions::new().if_absent();
+    /// let PutOutcome::Written { version } = cache.put_with("42", "rocket", &once)? else { panic!("it was there") };
+    /// let again = cache.put_with("42", "other", &once)?;
+    /// assert_eq!(again, PutOutcome::Refused { version: Some(version) });
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Result<PutOutcome> {
+        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options)?)
+    }
+
+    /// Puts many items, all or none: at most 1,024, and 4 MiB of keys and values.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// let committed = cache.put_many([("1", "castle"), ("2", "rocket")], None)?;
+    /// assert_eq!(committed.changed, 2);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) beyond the bounds: it is never split. See also [`Error`](crate::Error).
+    pub fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        items: impl IntoIterator<Item = (K, V)>,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Committed> {
+        let batch = BatchData::puts(&self.name, items, ttl.into());
+        self.client.call(ops::commit(&batch)?)
+    }
+
+    /// Gives an item another life; its new version, `None`: there is none.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// use kv_client::{Life, Ttl};
+    /// cache.expire("42", Ttl::After(std::time::Duration::from_secs(60)))?;
+    /// cache.expire("42", Ttl::Never)?;
+    /// assert_eq!(cache.ttl("42")?, Some(Life::Forever));
+    /// cache.expire("42", Ttl::Now)?;
+    /// assert!(!cache.contains("42")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn expire(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Option<Version>> {
+        self.client.call(ops::expire(&self.name, key.as_ref(), ttl)?)
+    }
+
+    /// Deletes an item: whether there was one.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// assert!(cache.delete("42")?);
+    /// assert!(!cache.delete("42")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.client.call(ops::delete(&self.name, key.as_ref())?)
+    }
+
+    /// Deletes many items, all in one commit: how many there were. At most 1,024.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// assert_eq!(cache.delete_many(&["42", "43"])?, 1);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
+        let batch = BatchData::deletes(&self.name, keys);
+        Ok(self.client.call(ops::commit(&batch)?)?.changed)
+    }
+
+    /// Reads and deletes in one: of several callers one gets it.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// assert_eq!(cache.take("42")?.as_deref(), Some(&b"rocket"[..]));
+    /// assert_eq!(cache.take("42")?, None);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn take(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::take(&self.name, key.as_ref())?)
+    }
+
+    /// Adds to a counter; its new value. Where there is none it begins at `initial.value`, *instead of* adding.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// use kv_client::Initial;
+    /// let initial = Initial::value(1).ttl(std::time::Duration::from_secs(60));
+    /// assert_eq!(cache.increment("visits", 1, initial)?, 1);
+    /// assert_eq!(cache.increment("visits", 5, initial)?, 6);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the item is no number; see also [`Error`](crate::Error).
+    pub fn increment(&self, key: impl AsRef<[u8]>, by: i64, initial: Initial) -> Result<i64> {
+        self.client.call(ops::increment(&self.name, key.as_ref(), by, initial)?)
+    }
+
+    /// Makes all items of the cache gone or stale.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// cache.clear(kv_client::Effect::Gone)?;
+    /// assert!(!cache.contains("42")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear(&self, effect: Effect) -> Result<Version> {
+        self.client.call(ops::clear(Scope::Cache(&self.name), effect)?)
+    }
+
+    /// Makes the items of the cache with this tag gone or stale.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// use kv_client::{Effect, PutOptions};
+    /// let _ = cache.put_with("42", "rocket", &PutOptions::new().tag("space"))?;
+    /// cache.clear_tag("space", Effect::Gone)?;
+    /// assert!(!cache.contains("42")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        let scope = Scope::Tag { cache: Some(&self.name), tag: tag.as_ref() };
+        self.client.call(ops::clear(scope, effect)?)
+    }
+
+    /// Makes the items of the cache whose keys start so gone or stale.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("lego:1", "castle", None)?;
+    /// cache.clear_prefix("lego:", kv_client::Effect::Gone)?;
+    /// assert!(!cache.contains("lego:1")?);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear_prefix(&self, prefix: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        let scope = Scope::Prefix { cache: &self.name, prefix: prefix.as_ref() };
+        self.client.call(ops::clear(scope, effect)?)
+    }
+
+    /// Removes the cache and all its items.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// cache.drop_cache()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn drop_cache(&self) -> Result<Version> {
+        self.client.call(ops::drop_cache(&self.name)?)
+    }
+
+    /// Scans the keys that start so, page by page.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// # client.cache("product").put("lego:1", "castle", None)?;
+    /// for page in client.cache("product").scan("lego:") {
+    ///     for (key, entry) in page?.items {
+    ///         println!("{key:?}: {} bytes", entry.value_bytes);
+    ///     }
+    /// }
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
+        Scan::new(self.client.clone(), &self.name, prefix.as_ref())
+    }
+}

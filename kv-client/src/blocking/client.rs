@@ -1,0 +1,412 @@
+//! The blocking client's calls: a connection for each, and trying again.
+//!
+//! Called by applications, by [`Cache`] and [`Scan`](super::Scan). It never puts a connection back that has an answer
+//! outstanding.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::wire::{Effect, Response, Scope, decode};
+
+use super::cache::Cache;
+use super::connection::Connection;
+use crate::answers::{CacheInfo, Committed, Metric};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::fork::{Generation, Inherited};
+use crate::frames;
+use crate::ops::{self, Call, Repeat, Sending};
+use crate::options::{Builder, Settings};
+use crate::retry::{Attempts, Failure, Outage, Verdict};
+
+/// A blocking client: cheap to clone, shared by threads, safe across `fork`.
+///
+/// ```
+/// # let server = kvd::testing::server();
+/// use std::time::Duration;
+/// use kv_client::blocking::Client;
+/// let client = Client::builder().socket(server.socket()).build()?;
+/// let products = client.cache("product");
+/// products.put("42", "rocket", Duration::from_secs(60))?;
+/// assert_eq!(products.get("42")?.as_deref(), Some(&b"rocket"[..]));
+/// # Ok::<(), kv_client::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    op_timeout: Duration,
+}
+
+struct Shared {
+    settings: Settings,
+    pool: Generation<Pool>,
+}
+
+/// The connections of one process.
+#[derive(Default)]
+struct Pool {
+    // A stack: the connection used last is warm, those at the bottom go idle.
+    idle: Mutex<Vec<Connection>>,
+    outage: Outage,
+}
+
+impl Inherited for Pool {
+    fn begin_anew(&self) -> Pool {
+        // Closing the child's copies leaves the parent's streams as they are. Where another thread of the parent held
+        // the lock at the fork, the copies stay open until exec or exit, which harms nobody.
+        match self.idle.try_lock() {
+            Ok(mut idle) => idle.clear(),
+            Err(TryLockError::Poisoned(idle)) => idle.into_inner().clear(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        Pool::default()
+    }
+}
+
+impl Builder<Client> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`](crate::Error::Unreachable) lists each place tried and why not.
+    pub fn build(self) -> Result<Client> {
+        let client = self.build_lazy();
+        client.ping()?;
+        Ok(client)
+    }
+
+    /// Connects when it is first used: for a parent process that forks workers, and for programs that start before the
+    /// daemon does.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// let client = kv_client::blocking::Client::builder().socket(server.socket()).build_lazy();
+    /// client.ping()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn build_lazy(self) -> Client {
+        let op_timeout = self.settings.op_timeout;
+        let shared = Shared { settings: self.settings, pool: Generation::new(Pool::default()) };
+        Client { shared: Arc::new(shared), op_timeout }
+    }
+}
+
+impl Client {
+    /// Connects to the daemon of this user or host: `KVD_SOCKET`, else `$XDG_RUNTIME_DIR/kvd/kvd.sock`, else
+    /// `/run/kvd/kvd.sock`.
+    ///
+    /// ```no_run
+    /// let client = kv_client::blocking::Client::connect()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`](crate::Error::Unreachable) lists each place tried and why not.
+    pub fn connect() -> Result<Client> {
+        Client::builder().build()
+    }
+
+    /// Says more about the client before it connects.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// let client = kv_client::blocking::Client::builder().socket(server.socket()).name("mailer").build()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    pub fn builder() -> Builder<Client> {
+        Builder::new()
+    }
+
+    /// The same client, with another bound for the time a call takes. Connections are shared.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.with_op_timeout(std::time::Duration::from_secs(30)).sync()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_op_timeout(&self, op_timeout: Duration) -> Client {
+        Client { shared: Arc::clone(&self.shared), op_timeout }
+    }
+
+    /// A cache of this name. Nothing is sent; the first write creates it where the daemon allows that.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let products = client.cache("product");
+    /// assert_eq!(products.name(), "product");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cache(&self, name: &str) -> Cache {
+        Cache::new(self.clone(), name)
+    }
+
+    /// Begins a batch: checks and writes that happen together or not at all.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.batch().put("cart", "7", "rocket", None).delete("seen", "7").commit()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    pub fn batch(&self) -> Batch<Client> {
+        Batch::new(self.clone())
+    }
+
+    /// Makes all items of all caches gone or stale.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// client.clear_all(kv_client::Effect::Gone)?;
+    /// assert_eq!(client.cache("product").get("42")?, None);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear_all(&self, effect: Effect) -> Result<Version> {
+        self.call(ops::clear(Scope::Everything, effect)?)
+    }
+
+    /// Makes the items with this tag gone or stale, in all caches.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use kv_client::{Effect, PutOptions, PutOutcome};
+    /// let outcome = client.cache("page").put_with("/42", "<html>", &PutOptions::new().tag("sku:42"))?;
+    /// assert!(matches!(outcome, PutOutcome::Written { .. }));
+    /// client.clear_tag("sku:42", Effect::Gone)?;
+    /// assert_eq!(client.cache("page").get("/42")?, None);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        self.call(ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?)
+    }
+
+    /// Asks the daemon for a sign of life.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.ping()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn ping(&self) -> Result<()> {
+        self.call(ops::ping())
+    }
+
+    /// Makes everything acknowledged so far durable, and waits for that.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("order").put("1001", "rocket", None)?;
+    /// client.sync()?; // survives power loss from here on
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn sync(&self) -> Result<()> {
+        self.call(ops::sync())
+    }
+
+    /// What the command line asks for.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// assert!(!client.admin().stats()?.is_empty());
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin { client: self.clone() }
+    }
+
+    pub(super) fn call<T>(&self, call: Call<T>) -> Result<T> {
+        self.call_with(&call.sending, call.read)
+    }
+
+    /// Sends a request, again where that is right, and reads its answer while it is still in the connection's buffer.
+    pub(super) fn call_with<T>(
+        &self,
+        sending: &Sending,
+        read: impl FnOnce(Response<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let Shared { settings, pool } = &*self.shared;
+        let pool = pool.here();
+        let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
+        loop {
+            let (mut connection, pooled) = match pool.take() {
+                Some(connection) => (connection, true),
+                None => (pool.connect(settings, &mut attempts)?, false),
+            };
+            let frame = match connection.exchange(sending, &attempts) {
+                Ok(frame) => frame,
+                // The daemon has gone since: so have the other connections to it. At most the pool's number of times.
+                Err(Failure::NotSent(Error::Lost { .. })) if pooled => continue,
+                Err(Failure::NotSent(error @ Error::TooLarge { .. })) => {
+                    pool.give_back(connection, settings);
+                    return Err(error);
+                }
+                Err(failure) => {
+                    drop(connection);
+                    std::thread::sleep(attempts.lost(failure)?);
+                    continue;
+                }
+            };
+            let response = match decode::<Response<'_>>(connection.answer(frame)) {
+                Ok(response) => response,
+                Err(cause) => {
+                    return Err(attempts.settle(frames::not_ours(cause, sending.repeat != Repeat::Harmless)));
+                }
+            };
+            match attempts.judge(&response) {
+                Verdict::Take => {
+                    let result = read(response).map_err(|error| attempts.settle(error));
+                    pool.give_back(connection, settings);
+                    return result;
+                }
+                Verdict::Again(pause) => {
+                    pool.give_back(connection, settings);
+                    std::thread::sleep(pause);
+                }
+                Verdict::Fail(error) => {
+                    pool.give_back(connection, settings);
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+impl Pool {
+    fn take(&self) -> Option<Connection> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn connect(&self, settings: &Settings, attempts: &mut Attempts) -> Result<Connection> {
+        loop {
+            match Connection::open(settings, attempts.connect_deadline()) {
+                Ok(connection) => {
+                    self.outage.over();
+                    return Ok(connection);
+                }
+                Err(error) => std::thread::sleep(attempts.not_connected(error, &self.outage)?),
+            }
+        }
+    }
+
+    fn give_back(&self, connection: Connection, settings: &Settings) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < settings.idle_connections_max {
+            idle.push(connection);
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("settings", &self.shared.settings)
+            .field("op_timeout", &self.op_timeout)
+            .finish()
+    }
+}
+
+impl Batch<Client> {
+    /// Applies everything, or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`](crate::Error::Conflict) names the first check that did not hold. A batch that insists on the
+    /// version of something it writes is repeated after a lost connection; another one is not.
+    pub fn commit(self) -> Result<Committed> {
+        let call = ops::commit(&self.data)?;
+        self.client.call(call)
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    /// Counters, gauges and latencies.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let metrics = client.admin().stats()?;
+    /// assert!(metrics.iter().all(|metric| metric.name.starts_with("kvd_")));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn stats(&self) -> Result<Vec<Metric>> {
+        self.client.call(ops::stats())
+    }
+
+    /// The caches there are.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// assert!(client.admin().caches()?.iter().any(|cache| cache.name == "product"));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn caches(&self) -> Result<Vec<CacheInfo>> {
+        self.client.call(ops::caches())
+    }
+
+    /// As [`Client::ping`].
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.admin().ping()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn ping(&self) -> Result<()> {
+        self.client.ping()
+    }
+
+    /// As [`Client::sync`].
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.admin().sync()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn sync(&self) -> Result<()> {
+        self.client.sync()
+    }
+}

@@ -1,0 +1,213 @@
+//! One blocking connection: connect, hello, one request and its answer at a time, each with a deadline.
+//!
+//! Called by `client`. It never hands out a stream that has an answer outstanding: whoever gets an error from
+//! [`Connection::exchange`] drops it.
+
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kv_proto::limits::SOCKET_PATH_BYTES_MAX;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, send, socket_with,
+};
+
+use crate::error::{Attempt, Error, Result};
+use crate::frames::{self, Inbox, Terms};
+use crate::ops::Sending;
+use crate::options::Settings;
+use crate::places::{self, Place};
+use crate::retry::{Attempts, Failure, fits};
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: UnixStream,
+    inbox: Inbox,
+    terms: Terms,
+    /// What the socket's timeouts are set to, so that a call that begins anew needs no system call to set them.
+    timeout: Duration,
+}
+
+impl Connection {
+    /// Connects to the first daemon there is.
+    pub(crate) fn open(settings: &Settings, deadline: Instant) -> Result<Connection> {
+        let mut tried = Vec::new();
+        for Place { path, origin } in places::search(settings.socket.as_deref()) {
+            match Connection::open_at(&path, &settings.name, deadline) {
+                Ok(connection) => return Ok(connection),
+                Err(Refusal::Nobody(reason)) => tried.push(Attempt { path, origin, reason }),
+                Err(Refusal::Said(error)) => return Err(error),
+            }
+        }
+        Err(Error::Unreachable { tried })
+    }
+
+    fn open_at(path: &Path, name: &str, deadline: Instant) -> Result<Connection, Refusal> {
+        let stream = dial(path, deadline)?;
+        let terms = Terms { value_bytes_max: 0, frame_bytes_max: 0 };
+        let mut connection = Connection { stream, inbox: Inbox::new(), terms, timeout: Duration::ZERO };
+        connection.wait_until(deadline)?;
+        let hello = frames::hello(name);
+        // A daemon that turns us away by our credentials closes before it reads; its reason, if any, is still to be had.
+        let said = connection.write(&hello, deadline);
+        let frame = match connection.read_frame(deadline) {
+            Ok(frame) => frame,
+            Err(Broken::Io(error)) => {
+                let error = said.err().map_or(error, |(_, error)| error);
+                let message = format!("no welcome, perhaps this user is not allowed: {error}");
+                return Err(Refusal::Nobody(io::Error::new(error.kind(), message)));
+            }
+            Err(Broken::Frame(cause)) => return Err(Refusal::Said(frames::not_ours(cause, false))),
+        };
+        let terms = frames::welcome(connection.inbox.frame(frame)).map_err(Refusal::Said)?;
+        connection.terms = terms;
+        connection.inbox.welcomed(terms);
+        Ok(connection)
+    }
+
+    /// Sends a request and waits for its answer, to be read with [`Connection::answer`].
+    pub(crate) fn exchange(
+        &mut self,
+        sending: &Sending,
+        attempts: &Attempts,
+    ) -> Result<Range<usize>, Failure> {
+        fits(sending, self.terms).map_err(Failure::NotSent)?;
+        if !self.inbox.is_empty() {
+            let message = "the daemon sent something nobody asked for".to_owned();
+            return Err(Failure::NotSent(Error::Protocol { message, maybe_applied: false, source: None }));
+        }
+        let deadline = attempts.deadline();
+        self.begin(deadline, attempts.op_timeout())
+            .map_err(|error| Failure::NotSent(lost(error, false, attempts)))?;
+        self.write(&sending.frame, deadline).map_err(|(written, error)| {
+            // The daemon executes whole frames only.
+            debug_assert!(written < sending.frame.len());
+            Failure::NotSent(lost(error, false, attempts))
+        })?;
+        self.read_frame(deadline).map_err(|broken| match broken {
+            Broken::Io(error) => Failure::Sent(lost(error, true, attempts)),
+            Broken::Frame(cause) => Failure::Sent(frames::not_ours(cause, true)),
+        })
+    }
+
+    /// The body of an answer, until the next call.
+    pub(crate) fn answer(&self, frame: Range<usize>) -> &[u8] {
+        self.inbox.frame(frame)
+    }
+
+    fn write(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while written < bytes.len() {
+            // NOSIGNAL: a host program may not ignore SIGPIPE. A closed peer is known here, before anything is sent.
+            match send(&self.stream, &bytes[written..], SendFlags::NOSIGNAL) {
+                Ok(n) => {
+                    written += n;
+                    if written < bytes.len() {
+                        self.wait_until(deadline).map_err(|error| (written, error))?;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err((written, error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn read_frame(&mut self, deadline: Instant) -> Result<Range<usize>, Broken> {
+        loop {
+            if let Some(frame) = self.inbox.next().map_err(Broken::Frame)? {
+                return Ok(frame);
+            }
+            match self.stream.read(self.inbox.space()) {
+                Ok(0) => return Err(Broken::Io(frames::closed())),
+                Ok(n) => {
+                    self.inbox.received(n);
+                    // Only a partial answer comes round again; what it has used of the time is not given twice.
+                    match self.inbox.next().map_err(Broken::Frame)? {
+                        Some(frame) => return Ok(frame),
+                        None => self.wait_until(deadline).map_err(Broken::Io)?,
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Broken::Io(error)),
+            }
+        }
+    }
+
+    /// Sets both timeouts to what is left until `deadline`.
+    fn wait_until(&mut self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.set_write_timeout(Some(left))?;
+        self.timeout = left;
+        Ok(())
+    }
+
+    /// As `wait_until`, for a call that begins here: one that has all its time before it finds the timeouts as its
+    /// predecessor had them, and costs no system call. It may end a little late, by a 64th of its time.
+    fn begin(&mut self, deadline: Instant, op_timeout: Duration) -> io::Result<()> {
+        let used = op_timeout.saturating_sub(deadline.saturating_duration_since(Instant::now()));
+        if used > op_timeout / 64 {
+            return self.wait_until(deadline);
+        }
+        if self.timeout != op_timeout {
+            self.stream.set_read_timeout(Some(op_timeout))?;
+            self.stream.set_write_timeout(Some(op_timeout))?;
+            self.timeout = op_timeout;
+        }
+        Ok(())
+    }
+}
+
+enum Refusal {
+    Nobody(io::Error),
+    Said(Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        Refusal::Nobody(error)
+    }
+}
+
+enum Broken {
+    Io(io::Error),
+    Frame(kv_proto::wire::FrameError),
+}
+
+fn lost(source: io::Error, maybe_applied: bool, attempts: &Attempts) -> Error {
+    match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => attempts.timed_out(maybe_applied),
+        _ => Error::Lost { maybe_applied, source },
+    }
+}
+
+/// Connects within the deadline: on a Unix socket, connecting waits while the daemon's backlog is full.
+fn dial(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let bytes = path.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        let message = format!("the path is {bytes} bytes, limit is {SOCKET_PATH_BYTES_MAX}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(left))?;
+    match connect(&socket, &address) {
+        Ok(()) => Ok(UnixStream::from(socket)),
+        Err(Errno::AGAIN) => {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "the daemon does not accept connections"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

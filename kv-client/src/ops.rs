@@ -1,0 +1,430 @@
+//! Every operation: how its request is built and its answer read. The only place in the client that names wire requests.
+//!
+//! Both clients call these and differ in how the bytes travel. Limits are checked here, before anything is sent.
+
+use kv_proto::Version;
+use kv_proto::limits::{
+    CACHE_NAME_BYTES_MAX, COMMIT_BYTES_MAX, COMMIT_CHECKS_MAX, COMMIT_WRITES_MAX, KEY_BYTES_MAX,
+    TAG_BYTES_MAX, TAGS_MAX, VALUE_BYTES_MAX,
+};
+use kv_proto::wire::{
+    self, Bytes, Condition, Durability, Effect, Envelope, ErrorKind, Expect, Freshness, Request, Response,
+    Scope, Want, encode_into,
+};
+
+use crate::answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+use crate::batch::{BatchData, OwnedWrite};
+use crate::error::{Error, Result};
+use crate::options::{Initial, PutOptions, Sliding, Ttl, life_ms, stretch_ms};
+use crate::scanning::Cursor;
+
+/// A request ready to be sent, and how to read its answer.
+#[derive(Debug)]
+pub(crate) struct Call<T> {
+    pub(crate) sending: Sending,
+    pub(crate) read: fn(Response<'_>) -> Result<T>,
+}
+
+/// A request ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    pub(crate) frame: Vec<u8>,
+    /// The largest value in it, to be held against what the daemon takes.
+    pub(crate) value_bytes: usize,
+    /// Only the async client pipelines; the blocking one has a connection a call anyway.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code))]
+    pub(crate) lane: Lane,
+    pub(crate) repeat: Repeat,
+}
+
+/// What a request may wait for in the daemon; those that may wait never share a connection with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// For nothing.
+    Reads,
+    /// For a transaction, or for room.
+    Writes,
+    /// For the disk.
+    Waits,
+}
+
+/// Whether a request may be sent again when its answer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes nothing that a repetition would change again.
+    Harmless,
+    /// Its own version condition keeps a repetition from being applied twice, or over somebody's newer value. A
+    /// repetition that is refused may mean that the first one was applied.
+    Guarded,
+    /// It may overwrite or remove what somebody wrote in between.
+    Never,
+}
+
+impl<T> Call<T> {
+    fn new(request: Request<'_>, lane: Lane, repeat: Repeat, read: fn(Response<'_>) -> Result<T>) -> Call<T> {
+        Call::sized(request, 64, 0, lane, repeat, read)
+    }
+
+    fn sized(
+        request: Request<'_>,
+        frame_bytes: usize,
+        value_bytes: usize,
+        lane: Lane,
+        repeat: Repeat,
+        read: fn(Response<'_>) -> Result<T>,
+    ) -> Call<T> {
+        let mut frame = Vec::with_capacity(frame_bytes);
+        encode_into(&mut frame, &Envelope { number: 0, request });
+        Call { sending: Sending { frame, value_bytes, lane, repeat }, read }
+    }
+}
+
+pub(crate) fn ping() -> Call<()> {
+    Call::new(Request::Ping, Lane::Reads, Repeat::Harmless, read_done)
+}
+
+pub(crate) fn sync() -> Call<()> {
+    Call::new(Request::Sync, Lane::Waits, Repeat::Harmless, read_done)
+}
+
+pub(crate) fn stats() -> Call<Vec<Metric>> {
+    Call::new(Request::Stats, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Metrics(metrics) => Ok(metrics.iter().map(Metric::from_wire).collect()),
+        other => Err(unexpected("stats", &other)),
+    })
+}
+
+pub(crate) fn caches() -> Call<Vec<CacheInfo>> {
+    Call::new(Request::Caches, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Caches(caches) => Ok(caches.iter().map(CacheInfo::from_wire).collect()),
+        other => Err(unexpected("caches", &other)),
+    })
+}
+
+pub(crate) fn get(cache: &str, key: &[u8], sliding: Option<Sliding>) -> Result<Call<Option<Vec<u8>>>> {
+    let sending = get_sending(cache, key, sliding)?;
+    Ok(Call { sending, read: |response| read_value(response, |value| value.to_vec()) })
+}
+
+/// The request of a `get` for callers who take the value out of the answer themselves, by [`read_value`].
+pub(crate) fn get_sending(cache: &str, key: &[u8], sliding: Option<Sliding>) -> Result<Sending> {
+    check_item(cache, key)?;
+    let sliding = match sliding {
+        Some(sliding) => Some(wire::Sliding {
+            below_ms: stretch_ms("remaining life", sliding.below)?,
+            ttl_ms: life_ms(sliding.ttl)?,
+        }),
+        None => None,
+    };
+    let request = Request::Get { cache, key, sliding, want: Want::Value };
+    // A repeated extension only extends again.
+    Ok(Call::new(request, Lane::Reads, Repeat::Harmless, read_done).sending)
+}
+
+pub(crate) fn read_value<T>(response: Response<'_>, take: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
+    match response {
+        Response::Item(item) => Ok(Some(take(item.value))),
+        Response::Missing => Ok(None),
+        other => Err(unexpected("get", &other)),
+    }
+}
+
+pub(crate) fn get_entry(cache: &str, key: &[u8]) -> Result<Call<Option<Entry>>> {
+    check_item(cache, key)?;
+    let request = Request::Get { cache, key, sliding: None, want: Want::Entry };
+    Ok(Call::new(request, Lane::Reads, Repeat::Harmless, read_entry))
+}
+
+pub(crate) fn describe(cache: &str, key: &[u8]) -> Result<Call<Option<Entry>>> {
+    check_item(cache, key)?;
+    Ok(Call::new(Request::Describe { cache, key }, Lane::Reads, Repeat::Harmless, read_entry))
+}
+
+pub(crate) fn contains(cache: &str, key: &[u8]) -> Result<Call<bool>> {
+    let Call { sending, .. } = describe(cache, key)?;
+    Ok(Call {
+        sending,
+        read: |response| Ok(read_entry(response)?.is_some_and(|e| e.freshness == Freshness::Fresh)),
+    })
+}
+
+pub(crate) fn ttl(cache: &str, key: &[u8]) -> Result<Call<Option<Life>>> {
+    let Call { sending, .. } = describe(cache, key)?;
+    Ok(Call { sending, read: |response| Ok(read_entry(response)?.map(|entry| entry.life())) })
+}
+
+pub(crate) fn scan_page(scan: &Cursor) -> Result<Call<Page>> {
+    check_cache(&scan.cache)?;
+    Error::check("prefix", "bytes", scan.prefix.len(), KEY_BYTES_MAX)?;
+    let Cursor { cache, prefix, at, keys_max, values, .. } = scan;
+    let request = Request::Scan { cache, prefix, cursor: at, keys_max: (*keys_max).max(1), values: *values };
+    Ok(Call::new(request, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Page { items, cursor } => {
+            let items: Option<Vec<_>> =
+                items.iter().map(|row| Some((row.key.to_vec(), Entry::from_wire(&row.item)?))).collect();
+            let items = items.ok_or_else(|| without("scan", "what is known about each item"))?;
+            Ok(Page { items, cursor: cursor.to_vec() })
+        }
+        other => Err(unexpected("scan", &other)),
+    }))
+}
+
+pub(crate) fn put(cache: &str, key: &[u8], value: &[u8], options: &PutOptions) -> Result<Call<PutOutcome>> {
+    check_item(cache, key)?;
+    check_value(value)?;
+    let repeat = match options.condition {
+        Condition::IfVersion(_) => Repeat::Guarded,
+        // Absent again may mean: put by us, and deleted by somebody since.
+        Condition::IfAbsent | Condition::Always => Repeat::Never,
+    };
+    let lane = lane_of(options.durability);
+    let request = Request::Put { cache, key, value, options: put_options(options)? };
+    Ok(Call::sized(request, 128 + key.len() + value.len(), value.len(), lane, repeat, |response| {
+        match response {
+            Response::Written { version } => Ok(PutOutcome::Written { version }),
+            Response::Refused { version } => Ok(PutOutcome::Refused { version }),
+            other => Err(unexpected("put", &other)),
+        }
+    }))
+}
+
+/// A put without condition.
+pub(crate) fn put_always(
+    cache: &str,
+    key: &[u8],
+    value: &[u8],
+    options: &PutOptions,
+) -> Result<Call<Version>> {
+    let Call { sending, .. } = put(cache, key, value, options)?;
+    Ok(Call { sending, read: read_written })
+}
+
+pub(crate) fn expire(cache: &str, key: &[u8], ttl: Ttl) -> Result<Call<Option<Version>>> {
+    check_item(cache, key)?;
+    let request = Request::Expire { cache, key, expiry: ttl.to_wire()? };
+    Ok(Call::new(request, Lane::Writes, Repeat::Never, read_written_or_missing))
+}
+
+pub(crate) fn delete(cache: &str, key: &[u8]) -> Result<Call<bool>> {
+    check_item(cache, key)?;
+    Ok(Call::new(Request::Delete { cache, key }, Lane::Writes, Repeat::Never, |response| {
+        Ok(read_written_or_missing(response)?.is_some())
+    }))
+}
+
+pub(crate) fn take(cache: &str, key: &[u8]) -> Result<Call<Option<Vec<u8>>>> {
+    check_item(cache, key)?;
+    Ok(Call::new(Request::Take { cache, key }, Lane::Writes, Repeat::Never, |response| {
+        read_value(response, |value| value.to_vec())
+    }))
+}
+
+pub(crate) fn increment(cache: &str, key: &[u8], by: i64, initial: Initial) -> Result<Call<i64>> {
+    check_item(cache, key)?;
+    let ttl_ms = initial.ttl.map(life_ms).transpose()?;
+    let request =
+        Request::Increment { cache, key, by, initial: initial.value, ttl_ms, durability: initial.durability };
+    Ok(Call::new(request, lane_of(initial.durability), Repeat::Never, |response| match response {
+        Response::Counter { value, .. } => Ok(value),
+        other => Err(unexpected("increment", &other)),
+    }))
+}
+
+pub(crate) fn clear(scope: Scope<'_>, effect: Effect) -> Result<Call<Version>> {
+    match scope {
+        Scope::Everything => {}
+        Scope::Cache(cache) => check_cache(cache)?,
+        Scope::Tag { cache, tag } => {
+            cache.map_or(Ok(()), check_cache)?;
+            check_tag(tag)?;
+        }
+        Scope::Prefix { cache, prefix } => {
+            check_cache(cache)?;
+            Error::check("prefix", "bytes", prefix.len(), KEY_BYTES_MAX)?;
+        }
+    }
+    Ok(Call::new(Request::Clear { scope, effect }, Lane::Writes, Repeat::Never, read_written))
+}
+
+pub(crate) fn drop_cache(cache: &str) -> Result<Call<Version>> {
+    check_cache(cache)?;
+    Ok(Call::new(Request::Drop { cache }, Lane::Writes, Repeat::Never, read_written))
+}
+
+pub(crate) fn commit(batch: &BatchData) -> Result<Call<Committed>> {
+    Error::check("commit", "checks", batch.checks.len(), COMMIT_CHECKS_MAX)?;
+    Error::check("commit", "writes", batch.writes.len(), COMMIT_WRITES_MAX)?;
+    let mut checks = Vec::with_capacity(batch.checks.len());
+    for check in &batch.checks {
+        check_item(&check.cache, &check.key)?;
+        checks.push(wire::Check { cache: &check.cache, key: &check.key, expect: check.expect });
+    }
+    let mut writes = Vec::with_capacity(batch.writes.len());
+    let mut bytes = 0;
+    let mut value_bytes = 0;
+    for write in &batch.writes {
+        let (cache, key) = write.place();
+        check_item(cache, key)?;
+        bytes += key.len();
+        writes.push(match write {
+            OwnedWrite::Put { value, options, .. } => {
+                check_value(value)?;
+                bytes += value.len();
+                value_bytes = value_bytes.max(value.len());
+                wire::Write::Put { cache, key, value, options: put_options(options)? }
+            }
+            OwnedWrite::Expire { ttl, .. } => wire::Write::Expire { cache, key, expiry: ttl.to_wire()? },
+            OwnedWrite::Delete { .. } => wire::Write::Delete { cache, key },
+        });
+    }
+    if batch.writes.len() > 1 {
+        Error::check("commit", "bytes of keys and values", bytes, COMMIT_BYTES_MAX)?;
+    }
+    let repeat = if guards_itself(batch) { Repeat::Guarded } else { Repeat::Never };
+    let request = Request::Commit { checks, writes, durability: batch.durability };
+    let room = 128 * (batch.writes.len() + batch.checks.len() + 1) + bytes;
+    Ok(Call::sized(
+        request,
+        room,
+        value_bytes,
+        lane_of(batch.durability),
+        repeat,
+        |response| match response {
+            Response::Committed { version, changed } => Ok(Committed { version, changed }),
+            Response::Conflict { index, version } => Err(Error::Conflict { index, version }),
+            other => Err(unexpected("commit", &other)),
+        },
+    ))
+}
+
+/// Whether the commit changes a version it insists on, so that it can never be applied twice.
+fn guards_itself(batch: &BatchData) -> bool {
+    let insists = |cache: &str, key: &[u8]| {
+        batch
+            .checks
+            .iter()
+            .any(|c| matches!(c.expect, Expect::Version(_)) && *c.cache == *cache && c.key == key)
+    };
+    batch.writes.iter().any(|write| {
+        let conditional = matches!(
+            write,
+            OwnedWrite::Put { options: PutOptions { condition: Condition::IfVersion(_), .. }, .. }
+        );
+        let (cache, key) = write.place();
+        conditional || insists(cache, key)
+    })
+}
+
+fn lane_of(durability: Option<Durability>) -> Lane {
+    if durability == Some(Durability::Durable) { Lane::Waits } else { Lane::Writes }
+}
+
+fn put_options(options: &PutOptions) -> Result<wire::PutOptions<'_>> {
+    Error::check("item", "tags", options.tags.len(), TAGS_MAX)?;
+    options.tags.iter().try_for_each(|tag| check_tag(tag))?;
+    if !(0.0..=1.0).contains(&options.jitter) {
+        return Err(Error::invalid(format!("jitter is {}, it must be within 0 and 1", options.jitter)));
+    }
+    let ttl = options.ttl.map(|ttl| if options.jitter > 0.0 { jittered(ttl, options.jitter) } else { ttl });
+    Ok(wire::PutOptions {
+        ttl_ms: ttl.map(life_ms).transpose()?,
+        stale_for_ms: stretch_ms("stale life", options.stale_for)?,
+        load_cost_ms: u32::try_from(options.load_cost.as_millis()).unwrap_or(u32::MAX),
+        tags: options.tags.iter().map(|tag| Bytes(tag)).collect(),
+        durability: options.durability,
+        condition: options.condition,
+    })
+}
+
+fn jittered(ttl: std::time::Duration, fraction: f64) -> std::time::Duration {
+    // A life that was not zero stays so.
+    ttl.mul_f64(1.0 - fraction * fastrand::f64()).max(ttl.min(std::time::Duration::from_millis(1)))
+}
+
+pub(crate) fn check_cache(cache: &str) -> Result<()> {
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-');
+    let starts = cache.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if starts && cache.len() <= CACHE_NAME_BYTES_MAX && cache.bytes().all(fits) {
+        return Ok(());
+    }
+    Err(Error::Invalid {
+        kind: ErrorKind::Config,
+        message: format!(
+            "{cache:?} cannot name a cache: 1 to {CACHE_NAME_BYTES_MAX} of a-z 0-9 . _ -, the first a letter or digit"
+        ),
+    })
+}
+
+pub(crate) fn check_item(cache: &str, key: &[u8]) -> Result<()> {
+    check_cache(cache)?;
+    if key.is_empty() {
+        return Err(Error::invalid("the key is empty"));
+    }
+    Error::check("key", "bytes", key.len(), KEY_BYTES_MAX)
+}
+
+fn check_value(value: &[u8]) -> Result<()> {
+    Error::check("value", "bytes", value.len(), VALUE_BYTES_MAX)
+}
+
+fn check_tag(tag: &[u8]) -> Result<()> {
+    if tag.is_empty() {
+        return Err(Error::invalid("a tag is empty"));
+    }
+    Error::check("tag", "bytes", tag.len(), TAG_BYTES_MAX)
+}
+
+fn read_done(response: Response<'_>) -> Result<()> {
+    match response {
+        Response::Done => Ok(()),
+        other => Err(unexpected("a request without result", &other)),
+    }
+}
+
+fn read_written(response: Response<'_>) -> Result<Version> {
+    match response {
+        Response::Written { version } => Ok(version),
+        other => Err(unexpected("a write", &other)),
+    }
+}
+
+fn read_written_or_missing(response: Response<'_>) -> Result<Option<Version>> {
+    match response {
+        Response::Written { version } => Ok(Some(version)),
+        Response::Missing => Ok(None),
+        other => Err(unexpected("a write", &other)),
+    }
+}
+
+fn read_entry(response: Response<'_>) -> Result<Option<Entry>> {
+    match response {
+        Response::Item(item) => Entry::from_wire(&item)
+            .map(Some)
+            .ok_or_else(|| without("an entry", "what is known about the item")),
+        Response::Missing => Ok(None),
+        other => Err(unexpected("an entry", &other)),
+    }
+}
+
+/// The error for an answer that does not belong to its request; the daemon's own errors pass through.
+pub(crate) fn unexpected(asked: &str, response: &Response<'_>) -> Error {
+    if let Response::Error(error) = response {
+        return Error::from_wire(error);
+    }
+    let debug = format!("{response:?}");
+    let name = debug.split([' ', '(', '{']).next().unwrap_or_default();
+    Error::Protocol {
+        message: format!("the daemon answered {asked} with {name}"),
+        maybe_applied: true,
+        source: None,
+    }
+}
+
+fn without(asked: &str, what: &str) -> Error {
+    Error::Protocol {
+        message: format!("the answer to {asked} lacks {what}"),
+        maybe_applied: false,
+        source: None,
+    }
+}

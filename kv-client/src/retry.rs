@@ -1,0 +1,293 @@
+//! When a call is made again, and when it is not: one answer for both clients, without any I/O.
+//!
+//! The rule: what certainly was not sent is sent again. What may have been applied is sent again only if a repetition
+//! changes nothing more, or if its own version condition guards it; and then a refusal of the repetition is reported
+//! as "may have been applied". It never repeats beyond the call's deadline or the policy's bound.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kv_proto::wire::{ErrorKind, Response};
+
+use crate::error::{Error, Result};
+use crate::ops::{Repeat, Sending};
+use crate::options::{RetryPolicy, Settings};
+
+/// How far a request got when its connection failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The daemon cannot have the whole of it.
+    NotSent(Error),
+    /// The daemon may have it.
+    Sent(Error),
+}
+
+/// One call's tries.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    policy: RetryPolicy,
+    restart_grace: Duration,
+    connect_timeout: Duration,
+    op_timeout: Duration,
+    deadline: Instant,
+    repeat: Repeat,
+    failures: u32,
+    /// An earlier sending may have been applied.
+    ambiguous: bool,
+}
+
+/// What to do with an answer.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Hand it out.
+    Take,
+    /// Pause so long, then send again.
+    Again(Duration),
+    /// Report this instead.
+    Fail(Error),
+}
+
+impl Attempts {
+    pub(crate) fn new(settings: &Settings, op_timeout: Duration, repeat: Repeat) -> Attempts {
+        Attempts {
+            policy: settings.retry,
+            restart_grace: settings.restart_grace,
+            connect_timeout: settings.connect_timeout,
+            op_timeout,
+            deadline: deadline_after(op_timeout),
+            repeat,
+            failures: 0,
+            ambiguous: false,
+        }
+    }
+
+    /// When the call ends, whatever happens.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// When an attempt to connect that begins now ends.
+    pub(crate) fn connect_deadline(&self) -> Instant {
+        self.deadline.min(deadline_after(self.connect_timeout))
+    }
+
+    /// How long the call was to take at most.
+    pub(crate) fn op_timeout(&self) -> Duration {
+        self.op_timeout
+    }
+
+    /// The connection failed with the request under way: the pause before it is sent again, or the error.
+    pub(crate) fn lost(&mut self, failure: Failure) -> Result<Duration> {
+        let error = match failure {
+            Failure::NotSent(error) => error,
+            Failure::Sent(error) => {
+                self.ambiguous |= self.repeat != Repeat::Harmless;
+                if self.repeat == Repeat::Never {
+                    return Err(self.settle(error));
+                }
+                error
+            }
+        };
+        // Only a lost connection is worth another one: a peer that talks nonsense will do so again.
+        if !matches!(error, Error::Lost { .. }) {
+            return Err(self.settle(error));
+        }
+        self.pause(Duration::ZERO, error)
+    }
+
+    /// No connection could be made: the pause before the next attempt, or the error.
+    pub(crate) fn not_connected(&mut self, error: Error, outage: &Outage) -> Result<Duration> {
+        let worth_it = match &error {
+            Error::Unreachable { .. } => !outage.grace_left(self.restart_grace).is_zero(),
+            // A daemon that is there but full, or on its way out.
+            Error::Refused { kind: ErrorKind::Unavailable, .. } => self.failures + 1 < self.policy.sends_max,
+            _ => false,
+        };
+        if !worth_it {
+            return Err(self.settle(error));
+        }
+        self.failures += 1;
+        let pause = self.backoff();
+        if Instant::now() + pause >= self.deadline { Err(self.settle(error)) } else { Ok(pause) }
+    }
+
+    /// What to do with an answer.
+    pub(crate) fn judge(&mut self, response: &Response<'_>) -> Verdict {
+        match response {
+            Response::Error(error) if error.kind == ErrorKind::Unavailable && !error.maybe_applied => {
+                let wait = Duration::from_millis(u64::from(error.retry_after_ms));
+                match self.pause(wait, Error::from_wire(error)) {
+                    Ok(pause) => Verdict::Again(pause),
+                    Err(error) => Verdict::Fail(error),
+                }
+            }
+            Response::Error(error) => Verdict::Fail(self.settle(Error::from_wire(error))),
+            Response::Refused { .. } | Response::Conflict { .. } if self.ambiguous => {
+                let source =
+                    std::io::Error::other("an earlier sending of this write may be what it is refused for");
+                Verdict::Fail(Error::Lost { maybe_applied: true, source })
+            }
+            _ => Verdict::Take,
+        }
+    }
+
+    /// The error as it is true of the whole call, not only of the last try.
+    pub(crate) fn settle(&self, mut error: Error) -> Error {
+        match &mut error {
+            Error::Lost { maybe_applied, .. }
+            | Error::Timeout { maybe_applied, .. }
+            | Error::Refused { maybe_applied, .. }
+            | Error::Protocol { maybe_applied, .. } => {
+                *maybe_applied = (*maybe_applied || self.ambiguous) && self.repeat != Repeat::Harmless;
+                error
+            }
+            _ if self.ambiguous => Error::Lost { maybe_applied: true, source: std::io::Error::other(error) },
+            _ => error,
+        }
+    }
+
+    /// The error for a deadline that passed; `sent`: with the request perhaps under way.
+    pub(crate) fn timed_out(&self, sent: bool) -> Error {
+        self.settle(Error::Timeout { waited: self.op_timeout, maybe_applied: sent })
+    }
+
+    fn pause(&mut self, at_least: Duration, error: Error) -> Result<Duration> {
+        self.failures += 1;
+        let pause = self.backoff().max(at_least);
+        if self.failures >= self.policy.sends_max || Instant::now() + pause >= self.deadline {
+            return Err(self.settle(error));
+        }
+        Ok(pause)
+    }
+
+    /// Exponential, with the second half of each pause left to chance.
+    fn backoff(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(16);
+        let pause = self.policy.pause_first.saturating_mul(1 << doublings).min(self.policy.pause_max);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+/// Holds a request against what this daemon takes.
+pub(crate) fn fits(sending: &Sending, terms: crate::frames::Terms) -> Result<()> {
+    Error::check("value", "bytes", sending.value_bytes, terms.value_bytes_max)?;
+    Error::check("request", "bytes", sending.frame.len(), terms.frame_bytes_max)
+}
+
+/// Since when the daemon is away.
+#[derive(Debug, Default)]
+pub(crate) struct Outage {
+    ever_connected: AtomicBool,
+    away_since: Mutex<Option<Instant>>,
+}
+
+impl Outage {
+    /// A connection was made.
+    pub(crate) fn over(&self) {
+        self.ever_connected.store(true, Ordering::Relaxed);
+        *self.since() = None;
+    }
+
+    /// How much longer calls wait for a daemon that was there. Where none ever was, nobody waits.
+    fn grace_left(&self, grace: Duration) -> Duration {
+        if !self.ever_connected.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        let since = *self.since().get_or_insert_with(Instant::now);
+        grace.saturating_sub(since.elapsed())
+    }
+
+    fn since(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.away_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A deadline that cannot overflow, however long somebody is willing to wait.
+pub(crate) fn deadline_after(wait: Duration) -> Instant {
+    Instant::now() + wait.min(Duration::from_secs(365 * 24 * 3_600))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use kv_proto::wire::WireError;
+
+    use super::*;
+    use crate::options::Builder;
+
+    fn attempts(repeat: Repeat) -> Attempts {
+        let settings = Builder::<()>::new().settings;
+        Attempts::new(&settings, Duration::from_secs(5), repeat)
+    }
+
+    fn gone() -> Error {
+        Error::Lost { maybe_applied: true, source: io::ErrorKind::ConnectionReset.into() }
+    }
+
+    #[test]
+    fn what_was_not_sent_is_always_sent_again_within_the_bound() {
+        for repeat in [Repeat::Harmless, Repeat::Guarded, Repeat::Never] {
+            let mut attempts = attempts(repeat);
+            let not_sent = || {
+                Failure::NotSent(Error::Lost {
+                    maybe_applied: false,
+                    source: io::ErrorKind::BrokenPipe.into(),
+                })
+            };
+            for _ in 1..RetryPolicy::default().sends_max {
+                attempts.lost(not_sent()).unwrap();
+            }
+            assert!(!attempts.lost(not_sent()).unwrap_err().maybe_applied());
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_repeated_only_where_that_is_safe() {
+        assert!(attempts(Repeat::Harmless).lost(Failure::Sent(gone())).is_ok());
+        assert!(attempts(Repeat::Guarded).lost(Failure::Sent(gone())).is_ok());
+        assert!(attempts(Repeat::Never).lost(Failure::Sent(gone())).unwrap_err().maybe_applied());
+    }
+
+    #[test]
+    fn a_refused_repetition_may_mean_that_the_first_sending_was_applied() {
+        let mut attempts = attempts(Repeat::Guarded);
+        assert!(matches!(attempts.judge(&Response::Refused { version: None }), Verdict::Take));
+        attempts.lost(Failure::Sent(gone())).unwrap();
+        let Verdict::Fail(error) = attempts.judge(&Response::Refused { version: Some(9) }) else {
+            panic!("taken")
+        };
+        assert!(error.maybe_applied());
+        assert!(matches!(attempts.judge(&Response::Written { version: 9 }), Verdict::Take));
+    }
+
+    #[test]
+    fn an_error_after_an_ambiguous_sending_says_so_whatever_it_is() {
+        let mut attempts = attempts(Repeat::Guarded);
+        attempts.lost(Failure::Sent(gone())).unwrap();
+        let error =
+            attempts.not_connected(Error::Unreachable { tried: Vec::new() }, &Outage::default()).unwrap_err();
+        assert!(error.maybe_applied());
+        let denied =
+            WireError { kind: ErrorKind::Denied, message: "no", maybe_applied: false, retry_after_ms: 0 };
+        let Verdict::Fail(error) = attempts.judge(&Response::Error(denied)) else { panic!("taken") };
+        assert!(error.maybe_applied());
+    }
+
+    #[test]
+    fn a_read_is_never_said_to_be_applied() {
+        let mut attempts = attempts(Repeat::Harmless);
+        while let Ok(_pause) = attempts.lost(Failure::Sent(gone())) {}
+        assert!(!attempts.lost(Failure::Sent(gone())).unwrap_err().maybe_applied());
+        assert!(!attempts.timed_out(true).maybe_applied());
+    }
+
+    #[test]
+    fn nobody_waits_for_a_daemon_that_never_was() {
+        let outage = Outage::default();
+        assert!(outage.grace_left(Duration::from_secs(2)).is_zero());
+        outage.over();
+        assert!(outage.grace_left(Duration::from_secs(2)) > Duration::from_secs(1));
+    }
+}
