@@ -33,6 +33,7 @@ mod error;
 mod fork;
 mod frames;
 mod limits;
+mod lock;
 mod many;
 mod ops;
 mod options;

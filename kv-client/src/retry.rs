@@ -4,13 +4,13 @@
 //! changes nothing more, or if its own version condition guards it; and then a refusal of the repetition is reported
 //! as "may have been applied". It never repeats beyond the call's deadline or the policy's bound.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_proto::wire::{ErrorKind, Response};
 
 use crate::error::{Error, Result};
+use crate::lock::Lock;
 use crate::ops::{Repeat, Sending};
 use crate::options::{RetryPolicy, Settings};
 
@@ -179,14 +179,14 @@ pub(crate) fn fits(sending: &Sending, terms: crate::frames::Terms) -> Result<()>
 #[derive(Debug, Default)]
 pub(crate) struct Outage {
     ever_connected: AtomicBool,
-    away_since: Mutex<Option<Instant>>,
+    away_since: Lock<Option<Instant>>,
 }
 
 impl Outage {
     /// A connection was made.
     pub(crate) fn over(&self) {
         self.ever_connected.store(true, Ordering::Relaxed);
-        *self.since() = None;
+        *self.away_since.lock() = None;
     }
 
     /// How much longer calls wait for a daemon that was there. Where none ever was, nobody waits.
@@ -194,12 +194,8 @@ impl Outage {
         if !self.ever_connected.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }
-        let since = *self.since().get_or_insert_with(Instant::now);
+        let since = *self.away_since.lock().get_or_insert_with(Instant::now);
         grace.saturating_sub(since.elapsed())
-    }
-
-    fn since(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.away_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

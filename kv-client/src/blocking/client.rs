@@ -4,7 +4,7 @@
 //! outstanding.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
@@ -17,6 +17,7 @@ use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
 use crate::frames;
+use crate::lock::Lock;
 use crate::ops::{self, Call, Repeat, Sending};
 use crate::options::{Builder, Settings};
 use crate::retry::{Attempts, Failure, Outage, Verdict};
@@ -48,7 +49,7 @@ struct Shared {
 #[derive(Default)]
 struct Pool {
     // A stack: the connection used last is warm, those at the bottom go idle.
-    idle: Mutex<Vec<Connection>>,
+    idle: Lock<Vec<Connection>>,
     outage: Outage,
 }
 
@@ -56,10 +57,8 @@ impl Inherited for Pool {
     fn begin_anew(&self) -> Pool {
         // Closing the child's copies leaves the parent's streams as they are. Where another thread of the parent held
         // the lock at the fork, the copies stay open until exec or exit, which harms nobody.
-        match self.idle.try_lock() {
-            Ok(mut idle) => idle.clear(),
-            Err(TryLockError::Poisoned(idle)) => idle.into_inner().clear(),
-            Err(TryLockError::WouldBlock) => {}
+        if let Some(mut idle) = self.idle.try_lock() {
+            idle.clear();
         }
         Pool::default()
     }
@@ -297,7 +296,7 @@ impl Client {
 
 impl Pool {
     fn take(&self) -> Option<Connection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.idle.lock().pop()
     }
 
     fn connect(&self, settings: &Settings, attempts: &mut Attempts) -> Result<Connection> {
@@ -313,7 +312,7 @@ impl Pool {
     }
 
     fn give_back(&self, connection: Connection, settings: &Settings) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
         if idle.len() < settings.idle_connections_max {
             idle.push(connection);
         }

@@ -1,0 +1,29 @@
+//! The one kind of lock here: a mutex that works in a child of `fork`.
+//!
+//! Used by both clients. `parking_lot` is not, because its waiting threads meet in a table of the whole process, which a
+//! thread that does not exist in the child may hold for ever.
+
+/// A mutex that ignores poisoning: what it guards here is never half changed.
+#[derive(Debug, Default)]
+pub(crate) struct Lock<T>(
+    #[allow(
+        clippy::disallowed_types,
+        reason = "see the module: the child of a fork must not need a process-wide table"
+    )]
+    std::sync::Mutex<T>,
+);
+
+impl<T> Lock<T> {
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Without waiting: `None` while somebody holds it.
+    pub(crate) fn try_lock(&self) -> Option<std::sync::MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+}
