@@ -1,8 +1,9 @@
-//! One client process of the load generator: one connection, one thread, blocking.
+//! One client process of the load generator: one thread, and one connection as a worker of a site has.
 //!
 //! Started by [`crate::fleet`] with a [`ClientSpec`] as its argument. It connects, says `ready`, reads the moments to
 //! begin and end from standard input, works, and prints a [`ClientReport`]. It must do nothing for one server that it
-//! does not do for the others. [`load`] is the same loop over all keys once, used to fill a server.
+//! does not do for the others. With several connections (only to be compared with `redis-benchmark`, which is so) it
+//! waits for all of them by `epoll`. [`load`] puts all keys once, used to fill a server.
 
 use std::io::{BufRead, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::prctl::set_timerslack;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,8 @@ const LATENCY_NS_MAX: u64 = 60_000_000_000;
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 /// Filling a server: requests written at once.
 const LOAD_DEPTH: usize = 64;
+/// The most an answer has beside the value, a key: its head, or an error's message.
+const ANSWER_BYTES_BESIDES_VALUE: usize = 2_048;
 
 /// What a client process does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +39,8 @@ pub struct ClientSpec {
     pub op: Op,
     /// Requests written before the answers are awaited.
     pub depth: usize,
+    /// Connections of this process; more than one only at [`Pace::Closed`].
+    pub connections: usize,
     /// The form of keys and values.
     pub shape: Shape,
     /// Keys are chosen uniformly from `0..keys`.
@@ -103,7 +109,9 @@ pub fn histogram() -> Histogram<u64> {
 /// # Errors
 /// When the server or the parent fails it.
 pub fn run(spec: &ClientSpec) -> Result<(), BenchError> {
-    let mut connection = Connection::open(spec.wire, &spec.socket)?;
+    let lanes =
+        (0..spec.connections).map(|_| Lane::open(spec.wire, spec.op, spec.shape, spec.depth, &spec.socket));
+    let mut lanes = lanes.collect::<Result<Vec<_>, _>>()?;
     if matches!(spec.pace, Pace::Open(_)) {
         // The kernel may otherwise wake us 50 us late, which would be counted as the server's latency.
         set_timerslack(1).map_err(|errno| BenchError::io("setting the timer slack")(errno.into()))?;
@@ -111,11 +119,14 @@ pub fn run(spec: &ClientSpec) -> Result<(), BenchError> {
     println!("ready");
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(BenchError::io("reading the moments"))?;
-    let moments = parse_moments(&line)
-        .ok_or_else(|| BenchError::Client { index: 0, what: format!("not three moments: {line:?}") })?;
+    let moments = parse_moments(&line).ok_or_else(|| failed(format!("not three moments: {line:?}")))?;
     sleep_until_ns(moments.start_ns);
-    let report = work(&mut connection, spec, moments)?;
-    println!("{}", serde_json::to_string(&report).expect("numbers always serialise"));
+    let mut tally = Tally::new(spec, moments);
+    match lanes.as_mut_slice() {
+        [lane] => work_one(lane, spec, &mut tally)?,
+        lanes => work_many(lanes, spec, &mut tally)?,
+    }
+    println!("{}", serde_json::to_string(&tally.report()).expect("numbers always serialise"));
     Ok(())
 }
 
@@ -131,58 +142,128 @@ fn parse_moments(line: &str) -> Option<Moments> {
     Some(Moments { start_ns: next()?, measure_ns: next()?, end_ns: next()? })
 }
 
-fn work(
-    connection: &mut Connection,
-    spec: &ClientSpec,
-    moments: Moments,
-) -> Result<ClientReport, BenchError> {
-    let mut batch = Batch::new(spec.wire, spec.op, spec.shape, spec.depth);
-    let mut replies = Replies::new(spec.wire, spec.op, spec.shape);
+fn failed(what: impl Into<String>) -> BenchError {
+    // The parent says which of its clients it was.
+    BenchError::Client { index: 0, what: what.into() }
+}
+
+/// One connection, blocking.
+fn work_one(lane: &mut Lane, spec: &ClientSpec, tally: &mut Tally) -> Result<(), BenchError> {
     let mut random = fastrand::Rng::with_seed(spec.seed);
-    let mut numbers = vec![0; spec.depth * spec.op.keys()];
-    let mut latencies = histogram();
-    let mut report =
-        ClientReport { from_ns: moments.measure_ns, to_ns: moments.end_ns, ..ClientReport::default() };
-    let requests_max = match spec.stop {
-        Stop::Time => u64::MAX,
-        Stop::Requests(requests) => requests,
-    };
-    let mut requests = 0;
     let mut begun_ns = now_ns();
-    while requests < requests_max {
-        numbers.fill_with(|| random.u64(0..spec.keys));
+    loop {
         if let Pace::Open(rate) = spec.pace {
-            begun_ns = begun_ns.max(moments.start_ns) + (-(1.0 - random.f64()).ln() * 1e9 / rate) as u64;
-            if begun_ns >= moments.end_ns {
-                break;
+            begun_ns += (-(1.0 - random.f64()).ln() * 1e9 / rate) as u64;
+            if begun_ns >= tally.moments.end_ns {
+                return Ok(());
             }
             sleep_until_ns(begun_ns);
         }
-        let hits = connection.exchange(batch.fill(&numbers), &mut replies, &numbers)?;
-        let done_ns = now_ns();
-        requests += spec.depth as u64;
-        if spec.stop == Stop::Time && done_ns > moments.end_ns {
-            break;
-        }
-        if done_ns >= moments.measure_ns {
-            report.keys += numbers.len() as u64;
-            report.hits += hits;
-            latencies.saturating_record(done_ns.saturating_sub(begun_ns).max(1));
-        }
-        if spec.stop != Stop::Time {
-            report.to_ns = done_ns;
-            if done_ns > moments.end_ns {
-                let what = format!("did {requests} of {requests_max} requests in the time allowed");
-                return Err(BenchError::Client { index: 0, what });
+        lane.send(&mut random, spec.keys)?;
+        let hits = loop {
+            if let Some(hits) = lane.receive()? {
+                break hits;
             }
+        };
+        let done_ns = now_ns();
+        if !tally.count(begun_ns, done_ns, hits)? {
+            return Ok(());
         }
         if spec.pace == Pace::Closed {
             begun_ns = done_ns;
         }
     }
-    report.latencies =
-        latencies.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect();
-    Ok(report)
+}
+
+/// Several connections, each with its batch on the way.
+fn work_many(lanes: &mut [Lane], spec: &ClientSpec, tally: &mut Tally) -> Result<(), BenchError> {
+    const EVENTS: usize = 64;
+    let os = |errno: nix::errno::Errno| BenchError::io("waiting for answers")(errno.into());
+    let mut random = fastrand::Rng::with_seed(spec.seed);
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(os)?;
+    let mut begun_ns = vec![now_ns(); lanes.len()];
+    for (index, lane) in lanes.iter_mut().enumerate() {
+        epoll.add(&lane.stream, EpollEvent::new(EpollFlags::EPOLLIN, index as u64)).map_err(os)?;
+        lane.send(&mut random, spec.keys)?;
+    }
+    let timeout = EpollTimeout::try_from(ANSWER_TIME_MAX).expect("half a minute is a timeout");
+    let mut events = [EpollEvent::empty(); EVENTS];
+    loop {
+        let ready = epoll.wait(&mut events, timeout).map_err(os)?;
+        if ready == 0 {
+            return Err(failed("the server says nothing"));
+        }
+        for event in &events[..ready] {
+            let index = event.data() as usize;
+            let Some(hits) = lanes[index].receive()? else { continue };
+            let done_ns = now_ns();
+            if !tally.count(begun_ns[index], done_ns, hits)? {
+                return Ok(());
+            }
+            begun_ns[index] = done_ns;
+            lanes[index].send(&mut random, spec.keys)?;
+        }
+    }
+}
+
+/// Counts what was done, and knows when it is enough.
+struct Tally {
+    moments: Moments,
+    stop: Stop,
+    requests_a_batch: u64,
+    keys_a_batch: u64,
+    requests: u64,
+    latencies: Histogram<u64>,
+    report: ClientReport,
+}
+
+impl Tally {
+    fn new(spec: &ClientSpec, moments: Moments) -> Tally {
+        Tally {
+            moments,
+            stop: spec.stop,
+            requests_a_batch: spec.depth as u64,
+            keys_a_batch: (spec.depth * spec.op.keys()) as u64,
+            requests: 0,
+            latencies: histogram(),
+            report: ClientReport {
+                from_ns: moments.measure_ns,
+                to_ns: moments.end_ns,
+                ..ClientReport::default()
+            },
+        }
+    }
+
+    /// One batch was answered; false when it was the last.
+    #[inline]
+    fn count(&mut self, begun_ns: u64, done_ns: u64, hits: u64) -> Result<bool, BenchError> {
+        let late = done_ns > self.moments.end_ns;
+        if late && self.stop == Stop::Time {
+            return Ok(false);
+        }
+        if done_ns >= self.moments.measure_ns {
+            self.report.keys += self.keys_a_batch;
+            self.report.hits += hits;
+            self.latencies.saturating_record(done_ns.saturating_sub(begun_ns).max(1));
+        }
+        self.requests += self.requests_a_batch;
+        match self.stop {
+            Stop::Time => Ok(true),
+            Stop::Requests(_) if late => {
+                Err(failed(format!("did only {} requests in the time allowed", self.requests)))
+            }
+            Stop::Requests(requests_max) => {
+                self.report.to_ns = done_ns;
+                Ok(self.requests < requests_max)
+            }
+        }
+    }
+
+    fn report(mut self) -> ClientReport {
+        let steps = self.latencies.iter_recorded();
+        self.report.latencies = steps.map(|step| (step.value_iterated_to(), step.count_at_value())).collect();
+        self.report
+    }
 }
 
 /// Puts every key of `0..keys` once.
@@ -190,58 +271,73 @@ fn work(
 /// # Errors
 /// When the server fails.
 pub fn load(wire: Wire, socket: &Path, shape: Shape, keys: u64) -> Result<(), BenchError> {
-    let mut connection = Connection::open(wire, socket)?;
     let all: Vec<u64> = (0..keys).collect();
+    let mut lane = Lane::open(wire, Op::Put, shape, LOAD_DEPTH, socket)?;
     for numbers in all.chunks(LOAD_DEPTH) {
-        let mut batch = Batch::new(wire, Op::Put, shape, numbers.len());
-        let mut replies = Replies::new(wire, Op::Put, shape);
-        connection.exchange(batch.fill(numbers), &mut replies, numbers)?;
+        // The last batch is filled up with a key that is there already.
+        let last = numbers.last().copied().unwrap_or(0);
+        lane.numbers.fill(last);
+        lane.numbers[..numbers.len()].copy_from_slice(numbers);
+        lane.send_numbers()?;
+        while lane.receive()?.is_none() {}
     }
     Ok(())
 }
 
-struct Connection {
+/// A connection and the batch that goes over it.
+struct Lane {
     stream: UnixStream,
+    batch: Batch,
+    replies: Replies,
+    numbers: Vec<u64>,
     input: Vec<u8>,
+    filled: usize,
 }
 
-impl Connection {
-    fn open(wire: Wire, socket: &Path) -> Result<Connection, BenchError> {
-        const INPUT_BYTES: usize = 1 << 20;
+impl Lane {
+    fn open(wire: Wire, op: Op, shape: Shape, depth: usize, socket: &Path) -> Result<Lane, BenchError> {
         let doing = || format!("connecting to {}", socket.display());
         let mut stream = UnixStream::connect(socket).map_err(BenchError::io(doing()))?;
         stream.set_read_timeout(Some(ANSWER_TIME_MAX)).map_err(BenchError::io(doing()))?;
         stream.set_write_timeout(Some(ANSWER_TIME_MAX)).map_err(BenchError::io(doing()))?;
         wire.greet(&mut stream)?;
-        Ok(Connection { stream, input: vec![0; INPUT_BYTES] })
+        let keys = depth * op.keys();
+        Ok(Lane {
+            stream,
+            batch: Batch::new(wire, op, shape, depth),
+            replies: Replies::new(wire, op, shape),
+            numbers: vec![0; keys],
+            input: vec![0; ANSWER_BYTES_BESIDES_VALUE * keys + keys * shape.value_bytes as usize],
+            filled: 0,
+        })
     }
 
-    /// Sends the requests, takes all their answers, and says how many keys were found.
+    /// Sends the batch for keys chosen anew.
     #[inline]
-    fn exchange(
-        &mut self,
-        requests: &[u8],
-        replies: &mut Replies,
-        numbers: &[u64],
-    ) -> Result<u64, BenchError> {
-        self.stream.write_all(requests).map_err(BenchError::io("sending requests"))?;
-        replies.restart();
-        let mut filled = 0;
-        loop {
-            let room = &mut self.input[filled..];
-            if room.is_empty() {
-                return Err(BenchError::Client {
-                    index: 0,
-                    what: "the answers are larger than the buffer".to_owned(),
-                });
-            }
-            match self.stream.read(room).map_err(BenchError::io("reading answers"))? {
-                0 => return Err(BenchError::Client { index: 0, what: "the server hung up".to_owned() }),
-                bytes => filled += bytes,
-            }
-            if replies.advance(&self.input[..filled], numbers)? {
-                return Ok(replies.hits());
-            }
+    fn send(&mut self, random: &mut fastrand::Rng, keys: u64) -> Result<(), BenchError> {
+        self.numbers.fill_with(|| random.u64(0..keys));
+        self.send_numbers()
+    }
+
+    #[inline]
+    fn send_numbers(&mut self) -> Result<(), BenchError> {
+        self.replies.restart();
+        self.filled = 0;
+        self.stream.write_all(self.batch.fill(&self.numbers)).map_err(BenchError::io("sending requests"))
+    }
+
+    /// Reads once. When all answers to the batch are there: how many keys were found.
+    #[inline]
+    fn receive(&mut self) -> Result<Option<u64>, BenchError> {
+        let room = &mut self.input[self.filled..];
+        if room.is_empty() {
+            return Err(failed("the answers are longer than any should be"));
         }
+        match self.stream.read(room).map_err(BenchError::io("reading answers"))? {
+            0 => return Err(failed("the server hung up")),
+            bytes => self.filled += bytes,
+        }
+        let complete = self.replies.advance(&self.input[..self.filled], &self.numbers)?;
+        Ok(complete.then(|| self.replies.hits()))
     }
 }

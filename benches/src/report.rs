@@ -45,7 +45,7 @@ impl Reached {
         let measured =
             self.ratio.map_or_else(|| "unmeasured".to_owned(), |ratio| format!("{:.2}", ratio.median));
         let verdict = if self.met() { "met" } else { "missed" };
-        format!("GOAL {} {measured} {} {verdict}", self.goal.name, self.goal.at_least)
+        format!("GOAL {} {measured} {:?} {verdict}", self.goal.name, self.goal.at_least)
     }
 }
 

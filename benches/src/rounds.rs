@@ -238,6 +238,7 @@ impl Runner {
             socket: server.socket().to_owned(),
             op: variant.op,
             depth: 1,
+            connections: 1,
             shape: self.items.shape,
             keys: self.items.keys,
             seed: self.items.seed.wrapping_add(round as u64),
