@@ -184,7 +184,13 @@ impl Server {
         let log_path = dir.path().join("log");
         let log = File::create(&log_path).map_err(BenchError::io("making a log file"))?;
         let log_too = log.try_clone().map_err(BenchError::io("making a log file"))?;
-        let child = dies_with_parent(kind.program(places))
+        let mut command = dies_with_parent(kind.program(places));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KVD_"))
+        {
+            // What configures the caller's own kvd is not to configure this one.
+            command.env_remove(name);
+        }
+        let child = command
             .args(kind.arguments(dir.path()))
             .current_dir(dir.path())
             .stdin(Stdio::null())
