@@ -1,1 +1,0 @@
-//! Benchmarks of kvd and of what it is compared with.
