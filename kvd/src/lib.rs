@@ -2,5 +2,8 @@
 
 pub mod clock;
 pub mod config;
+#[path = "engine_stub.rs"]
+pub mod engine;
 pub mod metrics;
+pub mod server;
 pub mod units;

@@ -141,6 +141,9 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// Who may connect.
     pub access: Access,
+    /// Whether a store that is proven corrupt is set aside at start although a cache in it had durable writes. Asked
+    /// for by hand only, never configured.
+    pub set_aside: bool,
     /// What is logged, for example `info` or `kvd::server=debug,info`.
     pub log: String,
     /// The template of caches created by their first write.
@@ -169,6 +172,7 @@ impl Config {
             connections_per_user_max: CONNECTIONS_PER_USER_DEFAULT,
             idle_timeout: Some(IDLE_TIMEOUT_DEFAULT),
             access: Access::default(),
+            set_aside: false,
             log: "info".to_owned(),
             default: CacheConfig::of_memory(MEMORY_BYTES_DEFAULT / CACHE_MEMORY_FRACTION),
             caches: BTreeMap::new(),

@@ -1,0 +1,186 @@
+//! The socket and the connections on it. In reading order: a request comes in by `socket`, `accept`, `peer` and
+//! `connection`; `stop` ends it all.
+//!
+//! `cli::serve`, tests and embedding applications start one with [`Server::start`]. It knows frames and sockets and
+//! hands every request to the engine; it must never know what a store is or decide what a request means.
+
+mod accept;
+mod connection;
+mod input;
+mod linger;
+mod lock;
+mod peer;
+mod slots;
+mod socket;
+mod stop;
+
+pub use lock::{FileLock, LockError};
+pub use socket::SocketError;
+pub use stop::Signals;
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::Config;
+use crate::engine::Engine;
+use slots::Slots;
+use socket::BoundSocket;
+
+/// After connections were cut at the deadline, their threads get this long to notice.
+const CUT_GRACE: Duration = Duration::from_millis(500);
+
+/// A daemon's ear: one listening socket and a thread a connection.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    socket: Arc<BoundSocket>,
+    accept: Option<JoinHandle<()>>,
+}
+
+/// What all threads of a server share.
+#[derive(Debug)]
+struct Shared {
+    engine: Arc<Engine>,
+    config: Config,
+    slots: Arc<Slots>,
+    open: Mutex<Open>,
+    closed_one: Condvar,
+    next_client_id: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    streams: HashMap<u64, Arc<UnixStream>>,
+    is_stopping: bool,
+    is_hurried: bool,
+}
+
+/// What a stop left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Connections that were still busy at the deadline and were cut.
+    pub cut: usize,
+}
+
+/// Hurries a stop that is under way.
+#[derive(Debug, Clone)]
+pub struct Hurry(Arc<Shared>);
+
+impl Hurry {
+    /// Connections that are still busy are cut now instead of at the deadline.
+    pub fn now(&self) {
+        self.0.open.lock().is_hurried = true;
+        self.0.closed_one.notify_all();
+    }
+}
+
+impl Server {
+    /// Binds the socket and serves `engine` on it until [`Server::stop`].
+    ///
+    /// # Errors
+    /// When the socket cannot be had; nothing is left behind then.
+    pub fn start(engine: Arc<Engine>, config: &Config) -> Result<Server, SocketError> {
+        let socket = Arc::new(BoundSocket::bind(&config.socket, &config.access, engine.clock())?);
+        let shared = Arc::new(Shared {
+            slots: Slots::new(config),
+            engine,
+            config: config.clone(),
+            open: Mutex::default(),
+            closed_one: Condvar::new(),
+            next_client_id: AtomicU64::new(1),
+        });
+        let accept = accept::spawn(Arc::clone(&shared), Arc::clone(&socket)).map_err(|source| {
+            SocketError::Io { path: config.socket.clone(), doing: "start the accept thread", source }
+        })?;
+        Ok(Server { shared, socket, accept: Some(accept) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// A handle that can hurry [`Server::stop`] from another thread.
+    #[must_use]
+    pub fn hurry(&self) -> Hurry {
+        Hurry(Arc::clone(&self.shared))
+    }
+
+    /// Stops accepting, lets what was sent be answered until `deadline`, cuts what remains, removes the socket.
+    /// The engine is not closed: that is the caller's, who may have others to serve.
+    pub fn stop(mut self, deadline: Duration) -> Stopped {
+        self.stop_within(deadline)
+    }
+
+    fn stop_within(&mut self, deadline: Duration) -> Stopped {
+        let Some(accept) = self.accept.take() else { return Stopped { cut: 0 } };
+        self.shared.open.lock().is_stopping = true;
+        self.socket.refuse_more();
+        accept.join().expect("the accept thread does not panic");
+        let cut = self.shared.drain(self.shared.engine.clock().instant() + deadline);
+        self.socket.remove();
+        Stopped { cut }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_within(Duration::ZERO);
+    }
+}
+
+impl Shared {
+    fn next_client_id(&self) -> u64 {
+        self.next_client_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Lists a connection so that a stop finds it; false when the stop has begun.
+    fn list(&self, client_id: u64, stream: &Arc<UnixStream>) -> bool {
+        let mut open = self.open.lock();
+        if !open.is_stopping {
+            open.streams.insert(client_id, Arc::clone(stream));
+        }
+        !open.is_stopping
+    }
+
+    fn unlist(&self, client_id: u64) {
+        self.open.lock().streams.remove(&client_id);
+        self.closed_one.notify_all();
+    }
+
+    /// Ends all connections, those that are busy at `deadline` by force; how many those were.
+    fn drain(&self, deadline: Instant) -> usize {
+        let mut open = self.open.lock();
+        // What a client has already sent stays readable and is answered; its next write fails at once, so that it
+        // knows for certain that this one was not seen.
+        open.streams.values().for_each(|stream| drop(stream.shutdown(Shutdown::Read)));
+        while !open.streams.is_empty() && !open.is_hurried {
+            if self.closed_one.wait_until(&mut open, deadline).timed_out() {
+                break;
+            }
+        }
+        let cut = open.streams.len();
+        open.streams.values().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+        let grace = self.engine.clock().instant() + CUT_GRACE;
+        while !open.streams.is_empty() && !self.closed_one.wait_until(&mut open, grace).timed_out() {}
+        cut
+    }
+}
+
+/// The lock file of a store's directory.
+#[must_use]
+pub fn lock_path(dir: &Path) -> PathBuf {
+    dir.join("kvd.lock")
+}
+
+#[cfg(test)]
+mod tests;
