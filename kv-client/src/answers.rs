@@ -97,6 +97,23 @@ pub enum PutOutcome {
     },
 }
 
+impl PutOutcome {
+    /// Whether it was written.
+    #[must_use]
+    pub fn is_written(self) -> bool {
+        matches!(self, PutOutcome::Written { .. })
+    }
+
+    /// The version that is there now: the one written, or the one that was in the way.
+    #[must_use]
+    pub fn version(self) -> Option<Version> {
+        match self {
+            PutOutcome::Written { version } => Some(version),
+            PutOutcome::Refused { version } => version,
+        }
+    }
+}
+
 /// What became of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,9 +1,15 @@
 //! The daemon as a library: what the binary is made of, and what an application embeds.
 
+#![forbid(unsafe_code)]
+
 pub mod clock;
 pub mod config;
-#[path = "engine_stub.rs"]
+pub mod embedded;
 pub mod engine;
 pub mod metrics;
 pub mod server;
+pub mod store;
+pub mod testing;
 pub mod units;
+
+pub use embedded::Embedded;

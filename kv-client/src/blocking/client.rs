@@ -12,6 +12,7 @@ use kv_proto::wire::{Effect, Response, Scope, decode};
 
 use super::cache::Cache;
 use super::connection::Connection;
+use super::direct::{self, Direct};
 use crate::answers::{CacheInfo, Committed, Metric};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
@@ -43,6 +44,8 @@ pub struct Client {
 struct Shared {
     settings: Settings,
     pool: Generation<Pool>,
+    /// An engine of this process; then the pool stays empty.
+    direct: Option<Arc<dyn Direct>>,
 }
 
 /// The connections of one process.
@@ -86,9 +89,7 @@ impl Builder<Client> {
     /// ```
     #[must_use]
     pub fn build_lazy(self) -> Client {
-        let op_timeout = self.settings.op_timeout;
-        let shared = Shared { settings: self.settings, pool: Generation::new(Pool::default()) };
-        Client { shared: Arc::new(shared), op_timeout }
+        Client::of(self.settings, None)
     }
 }
 
@@ -237,6 +238,16 @@ impl Client {
         Admin { client: self.clone() }
     }
 
+    pub(super) fn of_engine(settings: Settings, engine: Arc<dyn Direct>) -> Client {
+        Client::of(settings, Some(engine))
+    }
+
+    fn of(settings: Settings, direct: Option<Arc<dyn Direct>>) -> Client {
+        let op_timeout = settings.op_timeout;
+        let shared = Shared { settings, pool: Generation::new(Pool::default()), direct };
+        Client { shared: Arc::new(shared), op_timeout }
+    }
+
     pub(super) fn call<T>(&self, call: Call<T>) -> Result<T> {
         self.call_with(&call.sending, call.read)
     }
@@ -247,7 +258,11 @@ impl Client {
         sending: &Sending,
         read: impl FnOnce(Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Shared { settings, pool } = &*self.shared;
+        let Shared { settings, pool, direct } = &*self.shared;
+        if let Some(engine) = direct {
+            let attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
+            return direct::call(&**engine, sending, attempts, read);
+        }
         let pool = pool.here();
         let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
         loop {

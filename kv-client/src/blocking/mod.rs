@@ -7,8 +7,10 @@
 mod cache;
 mod client;
 mod connection;
+mod direct;
 mod scan;
 
 pub use cache::Cache;
 pub use client::{Admin, Client};
+pub use direct::Direct;
 pub use scan::Scan;

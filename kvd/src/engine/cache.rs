@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use kv_proto::Version;
-use kv_proto::segment::{Hits, Reader, Writer};
+use kv_proto::segment::{Hits, Reader, SweepCursor, Writer};
 use kv_proto::wire::Durability;
 
 use super::side::SideStore;
@@ -29,6 +29,7 @@ pub(crate) struct Cache {
     pub(crate) counters: Counters,
     /// The disk had no room: this cache goes on in memory and its disk part counts as cleared.
     pub(crate) unlogged: AtomicBool,
+    pub(crate) dropped: AtomicBool,
     changed: Box<[AtomicU64]>,
     stamped: AtomicU64,
 }
@@ -43,7 +44,11 @@ pub(crate) struct View {
 pub(crate) struct Memory {
     pub(crate) writer: Writer,
     pub(crate) side: SideStore,
-    pub(crate) sweep: kv_proto::segment::SweepCursor,
+    pub(crate) sweep: SweepCursor,
+    /// The sequence at which the sweep under way began; 0: none is.
+    pub(crate) sweep_began: Version,
+    /// The sequence at which the last whole sweep began: what was dead by then has left the rings.
+    pub(crate) swept: Version,
 }
 
 /// What happened in a cache. Monotonic; lossless.
@@ -91,6 +96,7 @@ impl Cache {
             view: ArcSwap::from_pointee(view),
             counters: Counters::default(),
             unlogged: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             changed: (0..SHARDS).map(|_| AtomicU64::new(created)).collect(),
             stamped: AtomicU64::new(created),
         }

@@ -35,7 +35,10 @@ pub use open::StartError;
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::store::{LogNumber, Store, StoreError};
+use crate::metrics::Metrics;
+use crate::store::{CacheId, Store, StoreError};
+
+pub use crate::store::LogNumber;
 use cache::{Cache, Caches, Memory};
 
 /// The data of one directory, in memory and on disk.
@@ -53,10 +56,13 @@ pub struct Engine {
     /// No change is applied before this: nobody may read a dead daemon's memory behind a newer write.
     writable_from: Instant,
     closing: AtomicBool,
+    wake: Mutex<()>,
+    wake_tidy: Condvar,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     run_id: u64,
     started: Instant,
-    found: open::Found,
+    found: Mutex<open::Found>,
+    metrics: Metrics,
 }
 
 /// What the mutex guards.
@@ -65,6 +71,10 @@ struct State {
     sequence: Version,
     /// By [`Cache::slot`]; `None` once dropped.
     memories: Vec<Option<Memory>>,
+    /// The newest cache number given away.
+    cache_id: CacheId,
+    /// Dropped caches that somebody still holds.
+    dropped: Vec<Arc<Cache>>,
     /// Every prefix clear up to this sequence has left the tree.
     swept: Version,
 }
@@ -124,6 +134,12 @@ impl Engine {
     #[must_use]
     pub fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    /// What is counted about its requests and connections.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The configuration it runs with.

@@ -1,0 +1,56 @@
+//! A client's way to an engine in its own process: no socket, the same operations.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kv_proto::wire::{FRAME_HEADER_BYTES, Response, decode};
+
+use super::client::Client;
+use crate::error::{Error, Result};
+use crate::frames;
+use crate::ops::Sending;
+use crate::options::Builder;
+use crate::retry::{Attempts, Verdict};
+
+/// An engine that answers requests in the caller's thread. `kvd::Embedded` is one.
+pub trait Direct: Send + Sync {
+    /// Answers the request in `request` (one frame's body) with one whole frame appended to the empty `answer`, by
+    /// `deadline`.
+    fn call(&self, request: &[u8], answer: &mut Vec<u8>, deadline: Instant);
+}
+
+impl Builder<Client> {
+    /// A client of an engine in this process.
+    #[must_use]
+    pub fn direct(self, engine: Arc<dyn Direct>) -> Client {
+        Client::of_engine(self.settings, engine)
+    }
+}
+
+impl fmt::Debug for dyn Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an engine of this process")
+    }
+}
+
+/// One request and its answer; again while the engine asks for it and the deadline allows.
+pub(super) fn call<T>(
+    engine: &dyn Direct,
+    sending: &Sending,
+    mut attempts: Attempts,
+    read: impl FnOnce(Response<'_>) -> Result<T>,
+) -> Result<T> {
+    let mut answer = Vec::new();
+    loop {
+        answer.clear();
+        engine.call(&sending.frame[FRAME_HEADER_BYTES..], &mut answer, attempts.deadline());
+        let response: Response<'_> =
+            decode(&answer[FRAME_HEADER_BYTES..]).map_err(|cause| frames::not_ours(cause, true))?;
+        match attempts.judge(&response) {
+            Verdict::Take => return read(response).map_err(|error: Error| attempts.settle(error)),
+            Verdict::Again(pause) => std::thread::sleep(pause),
+            Verdict::Fail(error) => return Err(error),
+        }
+    }
+}
