@@ -1,0 +1,198 @@
+//! Where shared words come from: a sealed memfd made here, one received from a daemon, or a file of the daemon.
+//!
+//! `Words::memfd` is called by the daemon when it makes a segment or the control page, `Words::attach` by clients with a
+//! descriptor they received, `Words::map_file` by the daemon's pending log. Must never map a descriptor whose size somebody
+//! else can still change: that is a SIGBUS in waiting.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, Mode, SealFlags, fallocate, fchmod, fcntl_add_seals, fcntl_get_seals, fstat,
+    ftruncate, memfd_create,
+};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
+use thiserror::Error;
+
+use super::words::{WORD_BYTES, Words, raw};
+
+/// What a descriptor must be sealed against before it is mapped: any change of size, new writable maps, more seals.
+const SEALS: SealFlags =
+    SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
+
+/// Why a segment or control page could not be used. The caller goes on over the socket.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// The descriptor could be changed under the reader: not one a daemon of ours made.
+    #[error("descriptor is not sealed: has seals {found:#x}, needs {needed:#x}")]
+    NotSealed {
+        /// Seals it has.
+        found: u32,
+        /// Seals a daemon sets.
+        needed: u32,
+    },
+    /// The mapping failed.
+    #[error("cannot map the segment: {0}")]
+    Io(#[from] io::Error),
+    /// It does not begin like what it should be.
+    #[error("not a {what}: begins with {found:#018x}")]
+    Magic {
+        /// What was expected.
+        what: &'static str,
+        /// The first word.
+        found: u64,
+    },
+    /// Another layout version than this build reads.
+    #[error("{what} has layout {found}, this build reads {known}")]
+    Layout {
+        /// Segment or control page.
+        what: &'static str,
+        /// What it says.
+        found: u64,
+        /// What this build knows.
+        known: u64,
+    },
+    /// The sizes in the header do not fit each other or the mapping.
+    #[error("segment header contradicts itself: {0}")]
+    Geometry(&'static str),
+}
+
+impl Words {
+    /// Makes a memfd of `bytes` bytes (rounded up to a page), maps it writable and seals it: afterwards nobody can map it
+    /// writable again, resize it or add seals. Every page is there already, charged to this process.
+    ///
+    /// # Errors
+    /// What the kernel says: no memory, no descriptors, no memfd.
+    pub fn memfd(name: &CStr, bytes: usize) -> io::Result<(Arc<Words>, OwnedFd)> {
+        let bytes = bytes.next_multiple_of(rustix::param::page_size());
+        let base = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = match memfd_create(name, base | MemfdFlags::NOEXEC_SEAL) {
+            // Before Linux 6.3.
+            Err(Errno::INVAL) => memfd_create(name, base)?,
+            other => other?,
+        };
+        fchmod(&fd, Mode::RUSR)?;
+        ftruncate(&fd, bytes as u64)?;
+        match fallocate(&fd, FallocateFlags::empty(), 0, bytes as u64) {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let words = map(fd.as_fd(), bytes / WORD_BYTES, true)?;
+        fcntl_add_seals(&fd, SEALS)?;
+        Ok((words, fd))
+    }
+
+    /// Maps a received descriptor read-only, after checking that nobody can change its size.
+    ///
+    /// # Errors
+    /// [`AttachError::NotSealed`] for a descriptor no daemon of ours made, [`AttachError::Io`] if it cannot be mapped.
+    pub fn attach(fd: impl AsFd) -> Result<Arc<Words>, AttachError> {
+        let fd = fd.as_fd();
+        let seals = fcntl_get_seals(fd).map_err(io::Error::from)?;
+        if !seals.contains(SEALS) {
+            return Err(AttachError::NotSealed { found: seals.bits(), needed: SEALS.bits() });
+        }
+        let bytes = usize::try_from(fstat(fd).map_err(io::Error::from)?.st_size).unwrap_or(0);
+        Ok(map(fd, bytes / WORD_BYTES, false)?)
+    }
+
+    /// Maps the first `bytes` bytes of `file` shared and writable. The file must be that long already and stay so: whoever
+    /// shortens it kills this process.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the file is shorter than `bytes` or `bytes` is no multiple of 8; else what the kernel says.
+    pub fn map_file(file: &File, bytes: usize) -> io::Result<Arc<Words>> {
+        let has = file.metadata()?.len();
+        if has < bytes as u64 || !bytes.is_multiple_of(WORD_BYTES) {
+            let message = format!("cannot map {bytes} bytes of a file of {has}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        map(file.as_fd(), bytes / WORD_BYTES, true)
+    }
+}
+
+fn map(fd: BorrowedFd<'_>, len: usize, writable: bool) -> io::Result<Arc<Words>> {
+    if len == 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "nothing to map"));
+    }
+    let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let start = unsafe { mmap(std::ptr::null_mut(), len * WORD_BYTES, prot, MapFlags::SHARED, fd, 0) }?;
+    let start = std::ptr::NonNull::new(start).expect("mmap never answers null when it succeeds");
+    // SAFETY: the mapping was just made with this length and belongs to nobody else. Its pages stay: callers checked seals
+    // or own the file.
+    let memory = unsafe { raw::Memory::map(start, len) };
+    // Core dumps must not carry what the cache holds. A kernel that cannot is no reason to fail.
+    // SAFETY: the range is the mapping just made; DONTDUMP changes nothing in it.
+    let _ = unsafe { madvise(start.as_ptr(), len * WORD_BYTES, Advice::LinuxDontDump) };
+    Ok(Words::mapped(memory, writable))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_writes_a_client_reads() {
+        let (words, fd) = Words::memfd(c"kvd-test", 10_000).unwrap();
+        assert_eq!(words.len() * WORD_BYTES, 12_288);
+        let reader = Words::attach(&fd).unwrap();
+        words.copy_in(3, b"across two maps");
+        let mut out = Vec::new();
+        reader.copy_out(3, 15, &mut out);
+        assert_eq!(out, b"across two maps");
+    }
+
+    #[test]
+    fn an_attached_map_refuses_stores() {
+        let (_words, fd) = Words::memfd(c"kvd-test", 4096).unwrap();
+        let reader = Words::attach(&fd).unwrap();
+        assert!(!reader.is_writable());
+        assert!(std::panic::catch_unwind(|| reader.store(0, 1)).is_err());
+        assert!(std::panic::catch_unwind(|| reader.copy_in(0, b"x")).is_err());
+        assert!(std::panic::catch_unwind(|| reader.fetch_add(0, 0)).is_err());
+    }
+
+    #[test]
+    fn nobody_maps_a_sealed_memfd_writable_or_resizes_it() {
+        let (_words, fd) = Words::memfd(c"kvd-test", 4096).unwrap();
+        assert!(map(fd.as_fd(), 512, true).is_err());
+        assert!(ftruncate(&fd, 8192).is_err());
+        assert!(ftruncate(&fd, 0).is_err());
+        assert!(fcntl_add_seals(&fd, SealFlags::WRITE).is_err());
+        let again = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        if let Ok(again) = again {
+            // Root may open what its mode forbids; the seals hold all the same.
+            assert!(map(again.as_fd(), 512, true).is_err());
+        }
+    }
+
+    #[test]
+    fn an_unsealed_descriptor_is_refused() {
+        let fd = memfd_create(c"kvd-test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        assert!(matches!(Words::attach(&fd), Err(AttachError::NotSealed { .. })));
+        let file = File::open("/proc/self/exe").unwrap();
+        assert!(matches!(Words::attach(&file), Err(AttachError::Io(_))));
+    }
+
+    #[test]
+    fn a_mapped_file_holds_what_was_stored() {
+        let path = std::env::temp_dir().join(format!("kvd-words-{}", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        assert_eq!(Words::map_file(&file, 4096).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        file.set_len(4096).unwrap();
+        let words = Words::map_file(&file, 4096).unwrap();
+        words.store(2, u64::from_le_bytes(*b"by a map"));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(&bytes[16..24], b"by a map");
+    }
+}
