@@ -1,8 +1,37 @@
-//! The shared-memory segment.
+//! The shared-memory segment: the daemon's memory tier, laid out so that any process can read it and nobody can harm it.
+//!
+//! Writer, one at a time: appends items (words written once), then (W2, a Release fence) swings slots and stamps, then (W3)
+//! stores `committed`. Before a place in a ring is reused the tail moves past it (W1, a Release fence).
+//!
+//! Reader, any process: `committed` first (R0), slots (R1), the item copied and then the tail looked at (R2), the key (R3),
+//! stamps and expiry (R4), and on a miss the bucket word (R5); an Acquire fence after each load that pairs with one of the
+//! writer's fences. An item's words are written once before its slot is published, and again only after the tail has
+//! passed it: so if any word copied came from a later lap, the new tail is visible, and the read starts over. Because
+//! `committed` is read first, everything of that sequence is visible to what is read after it. Bounded starts, then the daemon
+//! answers.
+//!
+//! std guarantees only Relaxed loads of at most 8 bytes on read-only pages: no Acquire loads, no compare-exchange here.
 
+mod control;
+mod ghost;
+mod hits;
+mod item;
+mod layout;
 mod memfd;
+mod reader;
+mod stamps;
 pub(crate) mod sync;
 mod words;
+mod writer;
 
+pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState};
+pub use hits::Hits;
+pub use item::{Freshness, Life, Meta, NewItem, Place};
+pub use layout::Geometry;
 pub use memfd::AttachError;
+pub use reader::{ManyOutcome, Outcome, Reader, Reason};
+pub use stamps::PrefixClear;
 pub use words::{WORD_BYTES, Words, words_for};
+pub use writer::{
+    Backed, Counts, Found, Install, Installed, Mark, PrefixTableFull, SweepCursor, WalkItem, Writer,
+};

@@ -1,0 +1,136 @@
+//! The control page: one a daemon. What is whole, whether the daemon lives, and its clock.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::sync::{Ordering, fence};
+use super::words::Words;
+use crate::{BootMs, Version};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"kvd-ctl\0");
+const LAYOUT_VERSION: u64 = 1;
+const C_MAGIC: usize = 0;
+const C_VERSION: usize = 1;
+const C_RUN_ID: usize = 2;
+const C_TIME_OFFSET: usize = 3;
+const C_STATE: usize = 8;
+const C_HEARTBEAT: usize = 16;
+const C_COMMITTED: usize = 24;
+const CONTROL_WORDS: usize = 512;
+
+/// A heartbeat older than this, in milliseconds, or in the future: the daemon is not trusted to be alive.
+pub const HEARTBEAT_STALE_MS: BootMs = 500;
+
+/// What a state word says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentState {
+    /// In use.
+    Live,
+    /// Another segment has taken its place: attach again.
+    Superseded,
+    /// The daemon has stopped.
+    Closed,
+}
+
+impl SegmentState {
+    pub(super) fn word(self) -> u64 {
+        match self {
+            SegmentState::Live => 1,
+            SegmentState::Superseded => 2,
+            SegmentState::Closed => 3,
+        }
+    }
+}
+
+/// The control page.
+#[derive(Debug)]
+pub struct Control {
+    words: Arc<Words>,
+    fd: Option<OwnedFd>,
+}
+
+impl Control {
+    /// A new page in sealed shared memory.
+    ///
+    /// # Errors
+    /// When the kernel gives no memfd.
+    #[cfg(not(loom))]
+    pub fn create(run_id: u64) -> io::Result<Arc<Control>> {
+        let (words, fd) = Words::memfd(c"kvd-control", CONTROL_WORDS * super::words::WORD_BYTES)?;
+        Ok(Control::on(words, Some(fd), run_id))
+    }
+
+    /// A new page in this process's own memory.
+    #[must_use]
+    pub fn private(run_id: u64) -> Arc<Control> {
+        Control::on(Words::heap(if cfg!(loom) { C_COMMITTED + 1 } else { CONTROL_WORDS }), None, run_id)
+    }
+
+    fn on(words: Arc<Words>, fd: Option<OwnedFd>, run_id: u64) -> Arc<Control> {
+        for (at, value) in
+            [(C_VERSION, LAYOUT_VERSION), (C_RUN_ID, run_id), (C_STATE, SegmentState::Live.word()), (C_MAGIC, MAGIC)]
+        {
+            words.store(at, value);
+        }
+        Arc::new(Control { words, fd })
+    }
+
+    /// The descriptor to hand to clients; `None` for a private page.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// The run of the daemon that made it.
+    #[must_use]
+    pub fn run_id(&self) -> u64 {
+        self.words.load(C_RUN_ID)
+    }
+
+    /// The newest sequence that is whole. What is read after this call sees all of it.
+    #[inline]
+    #[must_use]
+    pub fn committed(&self) -> Version {
+        let committed = self.words.load(C_COMMITTED);
+        // SYNC(committed): pairs with `commit`.
+        fence(Ordering::Acquire); // MUTANT(committed-fence)
+        committed
+    }
+
+    /// Makes everything of `version` visible at once (W3). Versions only grow.
+    pub fn commit(&self, version: Version) {
+        // SYNC(committed): what was stored before is seen by whoever sees this number.
+        fence(Ordering::Release);
+        self.words.store(C_COMMITTED, version);
+    }
+
+    /// Stamps the heartbeat.
+    pub fn heartbeat(&self, now: BootMs) {
+        self.words.store(C_HEARTBEAT, now as u64);
+    }
+
+    /// Whether the daemon was alive within the bound and has not said good-bye.
+    #[inline]
+    #[must_use]
+    pub fn is_live(&self, now: BootMs) -> bool {
+        let age = now.wrapping_sub(self.words.load(C_HEARTBEAT) as BootMs);
+        self.words.load(C_STATE) == SegmentState::Live.word() && (0..=HEARTBEAT_STALE_MS).contains(&age)
+    }
+
+    /// Changes the state.
+    pub fn set_state(&self, state: SegmentState) {
+        self.words.store(C_STATE, state.word());
+    }
+
+    /// What tests have added to the time since boot, in milliseconds; zero for a daemon.
+    #[must_use]
+    pub fn time_offset_ms(&self) -> i64 {
+        self.words.load(C_TIME_OFFSET) as i64
+    }
+
+    /// Lets readers in other processes follow a clock that tests move.
+    pub fn set_time_offset(&self, offset_ms: i64) {
+        self.words.store(C_TIME_OFFSET, offset_ms as u64);
+    }
+}

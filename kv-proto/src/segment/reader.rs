@@ -1,0 +1,302 @@
+//! Reading: a few loads, a copy, and the proof that the copy is of one piece. Nothing is ever written.
+//!
+//! The steps R0-R5 and why they suffice are in `mod.rs`. Works over memory that a daemon is writing, and over memory that
+//! somebody hostile has made: every length is checked against the layout, every loop is bounded.
+
+use std::sync::Arc;
+
+use super::control::{Control, SegmentState};
+use super::item::{Freshness, Front, Head, Life, Meta, Place};
+use super::layout::{
+    Geometry, H_INDEX_COMPLETE, H_SEED, H_STATE, H_TAIL, Ring, SLOTS, Slot, bucket, slot,
+};
+use super::memfd::AttachError;
+use super::stamps::{self, NotYet};
+use super::sync::{Ordering, fence};
+use super::words::{Words, words_for};
+use crate::{BootMs, Version, hash_key};
+
+/// How often a read starts before it gives up.
+const STARTS_MAX: usize = 8;
+
+/// What a read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// An item, fresh or stale; its bytes are in the buffer.
+    Hit(Meta),
+    /// There is no such item, for certain.
+    Miss,
+    /// Memory cannot tell; ask the daemon.
+    Ask(Reason),
+}
+
+/// Why memory cannot tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// On disk, not in memory.
+    Mark,
+    /// In the daemon's side store.
+    Side,
+    /// The bucket has forgotten a key.
+    Forgot,
+    /// Not all keys on disk are known yet.
+    Incomplete,
+    /// Overtaken by the writer too often.
+    Lapped,
+    /// The segment is superseded or closed, or the daemon does not seem to live.
+    State,
+}
+
+/// One answer of `get_many`; `None`: no such item.
+pub type ManyOutcome = Option<Meta>;
+
+/// Reads a segment. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    words: Arc<Words>,
+    control: Arc<Control>,
+    geometry: Geometry,
+    seed: u64,
+    /// Readers in the daemon itself need no heartbeat.
+    checks_heartbeat: bool,
+}
+
+/// Overtaken, or half of a commit: start over.
+struct Again;
+
+impl Reader {
+    /// A reader of a segment that another process writes.
+    ///
+    /// # Errors
+    /// When the header is not one this build reads.
+    pub fn attach(control: Arc<Control>, words: Arc<Words>) -> Result<Reader, AttachError> {
+        let geometry = Geometry::parse(&words).ok_or(AttachError::Geometry("magic, version or sizes"))?;
+        Ok(Reader { seed: words.load(H_SEED), words, control, geometry, checks_heartbeat: true })
+    }
+
+    pub(super) fn of_writer(control: Arc<Control>, words: Arc<Words>, geometry: Geometry, seed: u64) -> Reader {
+        Reader { words, control, geometry, seed, checks_heartbeat: false }
+    }
+
+    /// The hash that the other calls want.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        hash_key(self.seed, key)
+    }
+
+    /// Looks a key up. On a hit `buffer` holds the item's bytes, else it is empty.
+    pub fn get(&self, hash: u64, key: &[u8], now: BootMs, buffer: &mut Vec<u8>) -> Outcome {
+        for _ in 0..STARTS_MAX {
+            buffer.clear();
+            let committed = self.control.committed(); // R0
+            if !self.is_usable(now) {
+                return Outcome::Ask(Reason::State);
+            }
+            match self.look(hash, key, now, committed, Some(&self.control), buffer) {
+                Ok(Outcome::Hit(meta)) => return Outcome::Hit(meta),
+                Ok(outcome) => {
+                    buffer.clear();
+                    return outcome;
+                }
+                Err(Again) => {}
+            }
+        }
+        buffer.clear();
+        Outcome::Ask(Reason::Lapped)
+    }
+
+    /// Looks many keys up as of one sequence, which is given back. Items' bytes are appended to `buffer`, answers to `found`.
+    ///
+    /// # Errors
+    /// When memory cannot tell for some key: then the daemon answers for all of them.
+    pub fn get_many(
+        &self,
+        keys: &[(u64, &[u8])],
+        now: BootMs,
+        buffer: &mut Vec<u8>,
+        found: &mut Vec<ManyOutcome>,
+    ) -> Result<Version, Reason> {
+        for (hash, _) in keys {
+            self.words.prefetch(self.geometry.bucket_at(self.geometry.bucket(*hash)));
+        }
+        for (hash, _) in keys {
+            self.prefetch_item(*hash);
+        }
+        for _ in 0..STARTS_MAX {
+            buffer.clear();
+            found.clear();
+            let committed = self.control.committed(); // S: fixed for all keys
+            if !self.is_usable(now) {
+                return Err(Reason::State);
+            }
+            let mut is_whole = true;
+            for (hash, key) in keys {
+                let start = buffer.len();
+                match self.look(*hash, key, now, committed, None, buffer) {
+                    Ok(Outcome::Hit(meta)) => found.push(Some(meta)),
+                    Ok(Outcome::Miss) => {
+                        buffer.truncate(start);
+                        found.push(None);
+                    }
+                    Ok(Outcome::Ask(reason)) => return Err(reason),
+                    Err(Again) => {
+                        is_whole = false;
+                        break;
+                    }
+                }
+            }
+            if is_whole {
+                return Ok(committed);
+            }
+        }
+        Err(Reason::Lapped)
+    }
+
+    /// Whether an item read from elsewhere may be served. Call it where no commit can be under way.
+    #[must_use]
+    pub fn verdict(&self, life: &Life, tags: impl Iterator<Item = u32>, key: &[u8], now: BootMs) -> Freshness {
+        stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX)
+            // A prefix entry was replaced while it was read: it had been retired, so nothing older than it is left.
+            .unwrap_or(Freshness::Gone)
+    }
+
+    fn is_usable(&self, now: BootMs) -> bool {
+        let is_live = self.words.load(H_STATE) == SegmentState::Live.word();
+        is_live && (!self.checks_heartbeat || self.control.is_live(now))
+    }
+
+    fn prefetch_item(&self, hash: u64) {
+        let at = self.geometry.bucket_at(self.geometry.bucket(hash));
+        for i in 0..SLOTS {
+            let word = self.words.load(at + i);
+            if slot::has_tag(word, hash)
+                && let Slot::At(ring, position) = slot::kind(word)
+            {
+                let at = self.at(ring, position);
+                (0..5).for_each(|line| self.words.prefetch(at + line * 8));
+            }
+        }
+    }
+
+    #[inline]
+    fn at(&self, ring: Ring, position: u64) -> usize {
+        self.geometry.ring_at(ring) + (position % self.geometry.ring_words(ring) as u64) as usize
+    }
+
+    /// One try. `renew`: where to get a newer `committed` once, for single reads.
+    #[inline]
+    fn look(
+        &self,
+        hash: u64,
+        key: &[u8],
+        now: BootMs,
+        mut committed: Version,
+        mut renew: Option<&Control>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Outcome, Again> {
+        let bucket = self.geometry.bucket(hash);
+        let bucket_at = self.geometry.bucket_at(bucket);
+        for i in 0..SLOTS {
+            let word = self.words.load(bucket_at + i); // R1
+            if !slot::has_tag(word, hash) {
+                continue;
+            }
+            // SYNC(publish): pairs with W2.
+            fence(Ordering::Acquire); // MUTANT(slot-fence)
+            let (ring, position) = match slot::kind(word) {
+                Slot::At(ring, position) => (ring, position),
+                Slot::Disk if slot::mark_is(word, hash) => return Ok(Outcome::Ask(Reason::Mark)),
+                Slot::Ask if slot::mark_is(word, hash) => return Ok(Outcome::Ask(Reason::Side)),
+                Slot::Disk | Slot::Ask => continue,
+            };
+            let start = buffer.len();
+            let Some((front, bytes)) = self.copy(ring, position, key, buffer)? else {
+                buffer.truncate(start);
+                continue; // R3: another key
+            };
+            if front.version > committed {
+                if let Some(control) = renew.take() {
+                    committed = control.committed();
+                }
+                if front.version > committed {
+                    return Err(Again);
+                }
+            }
+            let life = front.life();
+            let verdict =
+                stamps::verdict(&self.words, &self.geometry, &life, front.tag_slots(), key, now, committed);
+            let freshness = verdict.map_err(|NotYet| Again)?; // R4
+            if freshness == Freshness::Gone {
+                fence(Ordering::Acquire);
+                // An untagging or refreshing put may have swung the slot: then this was not the newest.
+                if self.words.load(bucket_at + i) != word {
+                    return Err(Again); // MUTANT(gone-recheck)
+                }
+                return Ok(Outcome::Miss);
+            }
+            return Ok(Outcome::Hit(front.meta(start, bytes, freshness, Place { bucket, slot: i })));
+        }
+        self.miss(bucket_at, committed)
+    }
+
+    /// R5: no slot matched. Whether that means there is no such item.
+    fn miss(&self, bucket_at: usize, committed: Version) -> Result<Outcome, Again> {
+        fence(Ordering::Acquire); // MUTANT(miss-fence)
+        let word = self.words.load(bucket_at + SLOTS);
+        if bucket::removed(word) > committed {
+            return Err(Again); // MUTANT(removed-check)
+        }
+        let complete = self.words.load(H_INDEX_COMPLETE);
+        Ok(if bucket::forgot(word) {
+            Outcome::Ask(Reason::Forgot)
+        } else if complete == 0 || complete > committed {
+            Outcome::Ask(Reason::Incomplete)
+        } else {
+            Outcome::Miss
+        })
+    }
+
+    /// R2: copies value, key and tags to the end of `buffer`; `None` when it is another key's item.
+    #[inline]
+    fn copy(
+        &self,
+        ring: Ring,
+        position: u64,
+        key: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<(Front, usize)>, Again> {
+        let ring_words = self.geometry.ring_words(ring);
+        let offset = (position % ring_words as u64) as usize;
+        let at = self.geometry.ring_at(ring) + offset;
+        let head = Head::new(self.words.load(at));
+        if !head.is_plausible() || offset + head.head_words() > ring_words {
+            return Err(Again);
+        }
+        if head.key_bytes() != key.len() {
+            self.validate(ring, position)?;
+            return Ok(None);
+        }
+        let front = Front::read(head, |i| self.words.load(at + i));
+        let bytes = front.payload_bytes().ok_or(Again)?;
+        if offset + head.head_words() + words_for(bytes) > ring_words {
+            return Err(Again);
+        }
+        let start = buffer.len();
+        self.words.copy_out(at + head.head_words(), bytes, buffer);
+        self.validate(ring, position)?;
+        let key_at = start + head.value_bytes();
+        Ok((&buffer[key_at..key_at + key.len()] == key).then_some((front, bytes)))
+    }
+
+    /// Whether what was read at `position` was still the item when it had been read.
+    #[inline]
+    fn validate(&self, ring: Ring, position: u64) -> Result<(), Again> {
+        // SYNC(ring-tail): pairs with W1. If any word came from a later lap, this makes the tail of that lap visible.
+        fence(Ordering::Acquire); // MUTANT(tail-fence)
+        if self.words.load(H_TAIL[ring as usize]) > position {
+            return Err(Again); // MUTANT(tail-check)
+        }
+        Ok(())
+    }
+}
