@@ -12,7 +12,8 @@ use std::time::Duration;
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
-use kvd::server::{FileLock, Server, Signals, lock_path};
+use kvd::lock::{FileLock, lock_path};
+use kvd::server::{Server, Signals};
 use tracing_subscriber::EnvFilter;
 
 use super::common::{Common, say};
