@@ -14,7 +14,9 @@ use super::show;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  kvd caches")]
+  kvd caches
+
+ITEMS are those in memory; a cache on disk may hold more.")]
 pub(super) struct Args {}
 
 pub(super) fn run(common: &Common, _args: &Args) -> Outcome {
@@ -27,9 +29,9 @@ pub(super) fn run(common: &Common, _args: &Args) -> Outcome {
         eprintln!("kvd: no caches yet: the first `kvd put` makes one");
         return Ok(Exit::Done);
     }
-    let mut table = show::table([
+    let mut table = show::Rows::new([
         "CACHE",
-        "IN MEMORY",
+        "ITEMS",
         "MEMORY",
         "ON DISK",
         "DISK",
@@ -40,9 +42,9 @@ pub(super) fn run(common: &Common, _args: &Args) -> Outcome {
     ]);
     for cache in &caches {
         let life = |life: Option<Duration>| life.map_or("forever".to_owned(), show_duration);
-        table.add_row([
+        table.add([
             cache.name.clone(),
-            format!("{} items", cache.resident_items),
+            cache.resident_items.to_string(),
             show_bytes(cache.memory_bytes),
             show_bytes(cache.disk_bytes),
             show_bytes(cache.disk_bytes_max),

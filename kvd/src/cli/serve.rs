@@ -47,7 +47,7 @@ Each setting is also an environment variable: KVD_MEMORY, KVD_DIR, ... Flags win
 TERM and INT stop it: what was sent is answered, everything is written, the socket removed. A second signal hurries,
 a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. USR1 logs a report.")]
 pub(super) struct Args {
-    /// Read this configuration file
+    /// Read this configuration file. Else the one that KVD_CONFIG names
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the store lives; the socket too, unless --socket says otherwise
@@ -141,6 +141,9 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     let (version, socket) = (env!("CARGO_PKG_VERSION"), server.socket().display());
     // Whoever started us may have gone away and closed its end; that is no reason to stop.
     drop(say(format_args!("kvd {version} listens on {socket}: {}", engine.summary())));
+    if !kv_client::places::search(None).iter().any(|place| place.path == server.socket()) {
+        tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+    }
 
     let signal = signals.wait_for_stop(|| report(&engine));
     tracing::info!("{signal}: stopping");
@@ -190,4 +193,47 @@ fn report(engine: &Engine) {
     let metrics = engine.metrics();
     let (connections, requests) = (metrics.connections(), metrics.requests_total());
     tracing::info!(connections, requests, "{}", engine.summary());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+    use kvd::config::HOST_KEYS;
+
+    use super::*;
+
+    fn command() -> clap::Command {
+        Args::augment_args(clap::Command::new("serve"))
+    }
+
+    #[test]
+    fn every_setting_of_the_host_is_a_flag() {
+        let command = command();
+        let flags: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        // `--socket` is a flag of every command; `access` is two lists.
+        for (key, _) in HOST_KEYS.iter().filter(|(key, _)| !["socket", "access"].contains(key)) {
+            assert!(flags.contains(&key.replace('_', "-").as_str()), "{key} has no flag");
+        }
+    }
+
+    #[test]
+    fn the_configuration_shown_in_the_help_is_a_good_one() {
+        let help = command().render_long_help().to_string();
+        let example: String = help
+            .lines()
+            .skip_while(|line| !line.starts_with("A configuration file"))
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+            .map(|line| line.trim().to_owned() + "\n")
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kvd.toml");
+        // Not every machine has that group.
+        std::fs::write(&file, example.replace("www-data", "root")).unwrap();
+        let sources = Sources { file: Some(file), is_root: true, ..Sources::default() };
+        let config = Config::load(&sources).unwrap();
+        assert_eq!(config.memory_bytes, 2 << 30);
+        assert_eq!(config.caches["session"].memory_bytes, 256 << 20);
+        assert_eq!(config.caches["session"].ttl_default_ms, Some(3_600_000));
+    }
 }

@@ -127,14 +127,32 @@ pub(super) fn expires_in(ms: Option<i64>) -> String {
     }
 }
 
-/// A table without lines to the sides, for terminals and for `awk`.
-pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(header);
-    table
+/// A table without lines, for terminals and for `awk`.
+pub(super) struct Rows(Table);
+
+impl Rows {
+    pub(super) fn new<const N: usize>(header: [&str; N]) -> Rows {
+        let mut table = Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled)
+            .set_header(header);
+        Rows(table)
+    }
+
+    pub(super) fn add<const N: usize>(&mut self, row: [String; N]) {
+        self.0.add_row(row);
+    }
+}
+
+impl std::fmt::Display for Rows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let table = self.0.to_string();
+        // Every cell is padded on both sides; at the edges that is only in the way.
+        let lines: Vec<&str> =
+            table.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
+        f.write_str(&lines.join("\n"))
+    }
 }
 
 #[cfg(test)]

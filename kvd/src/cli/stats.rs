@@ -60,7 +60,7 @@ fn label<'a>(metric: &'a Metric, name: &str) -> Option<&'a str> {
 }
 
 fn print_operations(metrics: &[Metric]) -> Result<(), Failure> {
-    let mut table = show::table(["OPERATION", "REQUESTS", "P50", "P90", "P99", "P99.9", "MAX"]);
+    let mut table = show::Rows::new(["OPERATION", "REQUESTS", "P50", "P90", "P99", "P99.9", "MAX"]);
     for total in metrics.iter().filter(|m| m.name == "kvd_requests_total" && m.value > 0.0) {
         let operation = label(total, "operation").unwrap_or("?");
         let at = |quantile: &str| {
@@ -72,7 +72,7 @@ fn print_operations(metrics: &[Metric]) -> Result<(), Failure> {
             found.map_or("-".to_owned(), |m| show_seconds(m.value))
         };
         let count = number(total.value);
-        table.add_row([operation.to_owned(), count, at("0.5"), at("0.9"), at("0.99"), at("0.999"), at("1")]);
+        table.add([operation.to_owned(), count, at("0.5"), at("0.9"), at("0.99"), at("0.999"), at("1")]);
     }
     say(table)
 }
