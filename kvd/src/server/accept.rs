@@ -3,8 +3,10 @@
 //! Started by `Server::start`, ended by `BoundSocket::refuse_more`. It must never wait for a client, and never spin:
 //! without descriptors it gives up its spare one to close the next caller, and pauses.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind as IoKind, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,13 +23,18 @@ use crate::metrics::RefusedFor;
 
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Callers closed at a time while there is no descriptor to serve them with.
+const SHORT_CLOSED_MAX: usize = 64;
+/// Refused connections kept half open, so that their clients can read why. Beyond: the oldest is closed.
+const PARTING_MAX: usize = 16;
 /// What a client refused for lack of room is told to wait before it tries again.
 const RETRY_AFTER_MS: u32 = 250;
 
 /// Starts the thread.
 pub(super) fn spawn(shared: Arc<Shared>, socket: Arc<BoundSocket>) -> std::io::Result<JoinHandle<()>> {
     let door = Doorkeeper::new(shared.config.access.clone());
-    let mut accepting = Accepting { shared, door, spare: open_spare(), pause: PAUSE_MIN };
+    let mut accepting =
+        Accepting { shared, door, spare: open_spare(), parting: VecDeque::new(), pause: PAUSE_MIN };
     std::thread::Builder::new().name("kvd-accept".to_owned()).spawn(move || accepting.run(&socket))
 }
 
@@ -35,6 +42,7 @@ struct Accepting {
     shared: Arc<Shared>,
     door: Doorkeeper,
     spare: Option<File>,
+    parting: VecDeque<UnixStream>,
     pause: Duration,
 }
 
@@ -79,23 +87,27 @@ impl Accepting {
             }
             Err(reason) => {
                 metrics.refused(reason);
-                self.refuse(&stream, &self.shared.slots.refusal(reason, peer.uid));
+                let message = self.shared.slots.refusal(reason, peer.uid);
+                self.refuse(stream, &message);
             }
         }
     }
 
-    fn refuse(&self, mut stream: &UnixStream, message: &str) {
+    fn refuse(&mut self, mut stream: UnixStream, message: &str) {
         let mut answer = Vec::new();
-        let error = WireError {
-            kind: ErrorKind::Unavailable,
-            message,
-            maybe_applied: false,
-            retry_after_ms: RETRY_AFTER_MS,
-        };
+        let kind = ErrorKind::Unavailable;
+        let error = WireError { kind, message, maybe_applied: false, retry_after_ms: RETRY_AFTER_MS };
         encode_into(&mut answer, &Welcome::Refused(error));
         // A fresh socket's buffer has room for this; if it has not, the client finds the connection closed.
-        if stream.set_nonblocking(true).is_ok() {
-            drop(stream.write(&answer));
+        if stream.set_nonblocking(true).is_err() || stream.write(&answer).is_err() {
+            return;
+        }
+        // Closed at once, the client's hello would fail before it had read this.
+        if stream.shutdown(Shutdown::Write).is_ok() {
+            self.parting.push_back(stream);
+        }
+        if self.parting.len() > PARTING_MAX {
+            self.parting.pop_front();
         }
     }
 
@@ -105,8 +117,12 @@ impl Accepting {
         if self.pause == PAUSE_MIN {
             tracing::warn!(%error, "connections cannot be accepted for now");
         }
+        self.parting.clear();
         if self.spare.take().is_some() && socket.listener().set_nonblocking(true).is_ok() {
-            if socket.listener().accept().is_ok() {
+            for _ in 0..SHORT_CLOSED_MAX {
+                if socket.listener().accept().is_err() {
+                    break;
+                }
                 self.shared.engine.metrics().refused(RefusedFor::Resources);
             }
             drop(socket.listener().set_nonblocking(false));

@@ -362,7 +362,8 @@ fn encode_fault(output: &mut Vec<u8>, error: &FrameError) {
 }
 
 fn cut_text(text: &str, bytes_max: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes_max)]
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

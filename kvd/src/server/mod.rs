@@ -8,20 +8,18 @@ mod accept;
 mod connection;
 mod input;
 mod linger;
-mod lock;
 mod peer;
 mod slots;
 mod socket;
 mod stop;
 
-pub use lock::{FileLock, LockError};
 pub use socket::SocketError;
 pub use stop::Signals;
 
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -174,12 +172,6 @@ impl Shared {
         while !open.streams.is_empty() && !self.closed_one.wait_until(&mut open, grace).timed_out() {}
         cut
     }
-}
-
-/// The lock file of a store's directory.
-#[must_use]
-pub fn lock_path(dir: &Path) -> PathBuf {
-    dir.join("kvd.lock")
 }
 
 #[cfg(test)]

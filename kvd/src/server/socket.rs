@@ -19,9 +19,9 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, chown, geteuid};
 
-use super::lock::{FileLock, LockError};
 use crate::clock::Clock;
 use crate::config::Access;
+use crate::lock::{FileLock, LockError};
 
 /// Connections the kernel queues for the accept thread; beyond this a connect waits or fails.
 const BACKLOG: i32 = 1_024;

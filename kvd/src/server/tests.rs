@@ -234,6 +234,8 @@ fn a_full_house_is_said_and_admins_still_get_in() {
     let answer = refused.frame();
     let answer = format!("{:?}", decode::<Welcome<'_>>(&answer).unwrap());
     assert!(answer.contains("Unavailable") && answer.contains("limit is connections_max"), "{answer}");
+    refused.stream.write_all(b"late").expect("it is not closed before it could be read");
+    assert!(refused.is_closed());
     assert_eq!(daemon.metric("kvd_connections_refused_total", "limit"), 1.0);
     assert_eq!(held[0].ask(Request::Ping), "Done");
     held.pop();

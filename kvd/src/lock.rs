@@ -1,7 +1,8 @@
 //! Lock files: one daemon a store, one daemon a socket.
 //!
 //! `flock` frees the lock with its holder, however it dies. The file itself is never removed: whoever removed it could
-//! leave two daemons each holding "the" lock. Its text only tells a person who holds it.
+//! leave two daemons each holding "the" lock. Its text only tells a person who holds it. `cli::serve` takes a store's
+//! before the store is opened, `server::socket` one beside the socket.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -39,6 +40,12 @@ pub enum LockError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// The lock file of a store's directory.
+#[must_use]
+pub fn lock_path(dir: &Path) -> PathBuf {
+    dir.join("kvd.lock")
 }
 
 impl FileLock {

@@ -1,0 +1,138 @@
+//! The command line: one file a command, always `kvd VERB CACHE KEY`.
+//!
+//! `main` calls [`run`]. A command talks to the daemon through `kv-client` like everybody else; only `serve` is the
+//! daemon. Answers go to standard output, everything said about them to standard error, in one line that says what
+//! to do.
+
+mod caches;
+mod clear;
+mod common;
+mod completions;
+mod delete;
+mod describe;
+mod drop;
+mod expire;
+mod failure;
+mod get;
+mod increment;
+mod ping;
+mod put;
+mod scan;
+mod serve;
+mod show;
+mod stats;
+mod sync;
+mod take;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use common::Common;
+use failure::{Exit, Failure};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done; found
+   1  no such item
+   2  wrong usage
+   3  a condition did not hold (--if-absent, --if-version), or somebody was faster
+   4  refused: no such cache, not allowed, beyond a limit
+  69  no daemon answers
+  70  the daemon or its disk failed
+  78  the daemon cannot start: configuration, lock or store; the message says what to do
+
+Durations are written as 250ms, 90s, 5m, 1h30m; sizes as 4096, 512KiB, 256MiB, 1g.
+
+Examples:
+  kvd serve                                  start a daemon for this user
+  kvd put product 42 rocket --ttl 5m         put an item
+  kvd get product 42                         read it
+  kvd clear product --stale                  make all of a cache stale, without melting the database
+  kvd stats                                  what the daemon does and how fast";
+
+/// A transactional key-value cache for all the worker processes of a host.
+#[derive(Debug, Parser)]
+#[command(name = "kvd", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<serve::Args>),
+    Get(get::Args),
+    Put(put::Args),
+    Expire(expire::Args),
+    Delete(delete::Args),
+    Take(take::Args),
+    Increment(increment::Args),
+    Describe(describe::Args),
+    Scan(scan::Args),
+    Clear(clear::Args),
+    Drop(drop::Args),
+    Stats(stats::Args),
+    Caches(caches::Args),
+    Sync(sync::Args),
+    Ping(ping::Args),
+    Completions(completions::Args),
+}
+
+/// Parses the command line, runs the command, says what went wrong.
+pub(crate) fn run() -> ExitCode {
+    let Cli { common, command } = Cli::parse();
+    let outcome = match command {
+        Command::Serve(args) => serve::run(&common, *args),
+        Command::Get(args) => get::run(&common, &args),
+        Command::Put(args) => put::run(&common, &args),
+        Command::Expire(args) => expire::run(&common, &args),
+        Command::Delete(args) => delete::run(&common, &args),
+        Command::Take(args) => take::run(&common, &args),
+        Command::Increment(args) => increment::run(&common, &args),
+        Command::Describe(args) => describe::run(&common, &args),
+        Command::Scan(args) => scan::run(&common, &args),
+        Command::Clear(args) => clear::run(&common, &args),
+        Command::Drop(args) => drop::run(&common, &args),
+        Command::Stats(args) => stats::run(&common, &args),
+        Command::Caches(args) => caches::run(&common, &args),
+        Command::Sync(args) => sync::run(&common, &args),
+        Command::Ping(args) => ping::run(&common, &args),
+        Command::Completions(args) => completions::run(&args),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        // Whoever reads our output has seen enough, as `head` does.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Done.into(),
+        Err(failure) => {
+            eprintln!("kvd: {failure}");
+            failure.exit().into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself_and_shows_an_example() {
+        let mut all = Cli::command();
+        all.build();
+        for command in all.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&format!("kvd {name}")), "kvd {name} --help shows no example");
+            assert!(command.get_about().is_some(), "kvd {name} is not explained");
+        }
+    }
+}

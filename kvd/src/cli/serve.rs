@@ -1,0 +1,239 @@
+//! `kvd serve`: the daemon.
+//!
+//! The order matters: configuration before anything is touched, signals before anything could be left half-way, the lock
+//! before the store, the store before the socket. The end goes backwards.
+
+use std::fs::DirBuilder;
+use std::io::IsTerminal as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kvd::clock::Clock;
+use kvd::config::{Config, Sources};
+use kvd::engine::Engine;
+use kvd::lock::{FileLock, lock_path};
+use kvd::server::{Server, Signals};
+use tracing_subscriber::EnvFilter;
+
+use super::common::{Common, say};
+use super::failure::{Exit, Failure, Outcome};
+
+/// Requests that were sent before the stop get this long to be answered.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
+/// The store gets this long to be flushed and closed. It survives being left behind, but the next start then replays.
+const CLOSE_MAX: Duration = Duration::from_secs(30);
+
+/// Run the daemon
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kvd serve                                      for this user, no configuration needed
+  kvd serve --dir /srv/kvd --memory 2GiB         store and socket in one directory
+  kvd serve --config ./kvd.toml
+
+A configuration file (else /etc/kvd/kvd.toml or $XDG_CONFIG_HOME/kvd/kvd.toml, if there):
+  memory = \"2GiB\"            # bound of all caches together
+  [access]
+  groups = [\"www-data\"]      # who may connect besides this user and root
+  [default]
+  ttl = \"1h\"                 # for caches that do not say otherwise
+  [caches.session]
+  memory = \"256MiB\"
+  durability = \"durable\"     # memory, behind (default) or durable
+
+Each setting is also an environment variable: KVD_MEMORY, KVD_DIR, ... Flags win over the environment, it over the file.
+
+TERM and INT stop it: what was sent is answered, everything is written, the socket removed. A second signal hurries,
+a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. USR1 logs a report.")]
+pub(super) struct Args {
+    /// Read this configuration file. Else the one that KVD_CONFIG names
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the store lives; the socket too, unless --socket says otherwise
+    #[arg(long)]
+    dir: Option<String>,
+    /// Bound of the memory of all caches together
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Longest value, up to 16MiB
+    #[arg(long, value_name = "SIZE")]
+    value_max: Option<String>,
+    /// Size of the pending log
+    #[arg(long, value_name = "SIZE")]
+    pending_log: Option<String>,
+    /// A journal beyond this is folded into the tree
+    #[arg(long, value_name = "SIZE")]
+    journal_max: Option<String>,
+    /// Page cache of the store on disk
+    #[arg(long, value_name = "SIZE")]
+    redb_cache: Option<String>,
+    /// Longest time between a write and its flush to disk
+    #[arg(long, value_name = "DURATION")]
+    flush_interval: Option<String>,
+    /// Most connections
+    #[arg(long, value_name = "NUMBER")]
+    connections_max: Option<String>,
+    /// Most connections of one user
+    #[arg(long, value_name = "NUMBER")]
+    connections_per_user_max: Option<String>,
+    /// A connection that asks nothing for this long is closed; 0: never
+    #[arg(long, value_name = "DURATION")]
+    idle_timeout: Option<String>,
+    /// Let this user connect; may be given several times
+    #[arg(long, value_name = "USER")]
+    allow_user: Vec<String>,
+    /// Let members of this group connect; may be given several times
+    #[arg(long, value_name = "GROUP")]
+    allow_group: Vec<String>,
+    /// What is logged, as info or kvd::server=debug,info
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    /// Put a corrupt store aside and start empty, even if that loses durable writes
+    #[arg(long)]
+    set_aside: bool,
+}
+
+impl Args {
+    fn flags(self, socket: Option<&Path>) -> Vec<(&'static str, String)> {
+        let list = |names: Vec<String>| (!names.is_empty()).then(|| names.join(","));
+        let settings = [
+            ("dir", self.dir),
+            ("socket", socket.map(|s| s.display().to_string())),
+            ("memory", self.memory),
+            ("value_max", self.value_max),
+            ("pending_log", self.pending_log),
+            ("journal_max", self.journal_max),
+            ("redb_cache", self.redb_cache),
+            ("flush_interval", self.flush_interval),
+            ("connections_max", self.connections_max),
+            ("connections_per_user_max", self.connections_per_user_max),
+            ("idle_timeout", self.idle_timeout),
+            ("access.users", list(self.allow_user)),
+            ("access.groups", list(self.allow_group)),
+            ("log", self.log),
+        ];
+        settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+}
+
+pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
+    let (file, set_aside) = (args.config.take(), args.set_aside);
+    let sources = Sources::process(file, args.flags(common.socket.as_deref()));
+    let mut config = Config::load(&sources).map_err(cannot_start)?;
+    config.set_aside = set_aside;
+    start_log(&config)?;
+    let mut signals =
+        Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
+    let clock = Clock::system();
+    make_directory(&config.dir)?;
+    let _lock = FileLock::take(&lock_path(&config.dir), &clock).map_err(cannot_start)?;
+    let engine = Engine::open(config.clone(), clock.clone())
+        .map_err(|e| Failure::Daemon { message: e.to_string(), exit: Exit::Start })?;
+    let server = match Server::start(engine.clone(), &config) {
+        Ok(server) => server,
+        Err(error) => {
+            // The store is open; leave it as cleanly as it was found.
+            close(&engine, &clock)?;
+            return Err(cannot_start(error));
+        }
+    };
+    let (version, socket) = (env!("CARGO_PKG_VERSION"), server.socket().display());
+    // Whoever started us may have gone away and closed its end; that is no reason to stop.
+    drop(say(format_args!("kvd {version} listens on {socket}: {}", engine.summary())));
+    if !kv_client::places::search(None).iter().any(|place| place.path == server.socket()) {
+        tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+    }
+
+    let signal = signals.wait_for_stop(|| report(&engine));
+    tracing::info!("{signal}: stopping");
+    if let Err(error) = signals.hurry_on_second(server.hurry()) {
+        tracing::warn!(%error, "a second signal will not hurry the stop");
+    }
+    let stopped = server.stop(DRAIN_MAX);
+    if stopped.cut > 0 {
+        tracing::warn!("{} connections were still busy and were cut", stopped.cut);
+    }
+    close(&engine, &clock)?;
+    tracing::info!("stopped: {}", engine.summary());
+    Ok(Exit::Done)
+}
+
+fn cannot_start(error: impl ToString) -> Failure {
+    Failure::Daemon { message: error.to_string(), exit: Exit::Start }
+}
+
+fn close(engine: &Engine, clock: &Clock) -> Result<(), Failure> {
+    engine.close(clock.instant() + CLOSE_MAX).map_err(|error| Failure::Daemon {
+        message: format!("the store was not closed cleanly, the next start replays its log: {error}"),
+        exit: Exit::Daemon,
+    })
+}
+
+fn start_log(config: &Config) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&config.log).map_err(|e| {
+        cannot_start(format!("log = {:?}: {e}; write info, debug or kvd::server=debug,info", config.log))
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+fn make_directory(dir: &Path) -> Result<(), Failure> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        cannot_start(format!("{}: cannot be made: {error}; choose a directory with --dir", dir.display()))
+    })
+}
+
+fn report(engine: &Engine) {
+    let metrics = engine.metrics();
+    let (connections, requests) = (metrics.connections(), metrics.requests_total());
+    tracing::info!(connections, requests, "{}", engine.summary());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+    use kvd::config::HOST_KEYS;
+
+    use super::*;
+
+    fn command() -> clap::Command {
+        Args::augment_args(clap::Command::new("serve"))
+    }
+
+    #[test]
+    fn every_setting_of_the_host_is_a_flag() {
+        let command = command();
+        let flags: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        // `--socket` is a flag of every command; `access` is two lists.
+        for (key, _) in HOST_KEYS.iter().filter(|(key, _)| !["socket", "access"].contains(key)) {
+            assert!(flags.contains(&key.replace('_', "-").as_str()), "{key} has no flag");
+        }
+    }
+
+    #[test]
+    fn the_configuration_shown_in_the_help_is_a_good_one() {
+        let help = command().render_long_help().to_string();
+        let example: String = help
+            .lines()
+            .skip_while(|line| !line.starts_with("A configuration file"))
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+            .map(|line| line.trim().to_owned() + "\n")
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("kvd.toml");
+        // Not every machine has that group.
+        std::fs::write(&file, example.replace("www-data", "root")).unwrap();
+        let sources = Sources { file: Some(file), is_root: true, ..Sources::default() };
+        let config = Config::load(&sources).unwrap();
+        assert_eq!(config.memory_bytes, 2 << 30);
+        assert_eq!(config.caches["session"].memory_bytes, 256 << 20);
+        assert_eq!(config.caches["session"].ttl_default_ms, Some(3_600_000));
+    }
+}
