@@ -6,8 +6,9 @@
 
 const FINGERPRINT_BITS: u32 = 18;
 const EPOCH_BITS: u32 = 32 - FINGERPRINT_BITS;
-/// Entries live for this many epochs; the counter may wrap only long after.
-const EPOCHS: u64 = 1 << (EPOCH_BITS - 2);
+/// Entries live for this many epochs. The counter wraps after sixteen lives; by then hardly an entry is left that could be
+/// taken for young.
+const EPOCHS: u64 = 1 << (EPOCH_BITS - 4);
 
 pub(super) struct Ghost {
     entries: Vec<u32>,
