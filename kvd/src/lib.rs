@@ -1,3 +1,4 @@
 //! The daemon as a library.
 
 pub mod clock;
+pub mod store;
