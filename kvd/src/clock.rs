@@ -47,8 +47,10 @@ impl Clock {
     /// The kernel's name for this boot.
     #[must_use]
     pub fn boot_id(&self) -> String {
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_or_else(|_| "unknown".to_owned(), |id| id.trim().to_owned())
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(
+            |_| "unknown".to_owned(),
+            |id| id.trim().to_owned(),
+        )
     }
 
     /// Lets time pass: both clocks go forward.
@@ -70,7 +72,6 @@ impl Clock {
 }
 
 fn read_ms(id: ClockId) -> i64 {
-    let time =
-        clock_gettime(id).expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist on every Linux since 2.6.39");
+    let time = clock_gettime(id).expect("CLOCK_BOOTTIME and CLOCK_REALTIME exist on every Linux since 2.6.39");
     time.tv_sec() * 1_000 + time.tv_nsec() / 1_000_000
 }

@@ -27,11 +27,13 @@ const PASS_PAUSE: Duration = Duration::from_secs(30);
 /// Pause between chunks of a pass nobody waits for.
 const CHUNK_PAUSE: Duration = Duration::from_millis(100);
 const SAMPLE_MAX: usize = 512;
-const SAMPLE_MIN: usize = 16;
+const SAMPLE_MIN: usize = 64;
+/// Items looked at for a first sample.
+const PROBE_ITEMS: usize = 4_096;
 /// Items looked at between two looks at the clock.
 const ITEMS_A_LOOK: usize = 32;
 /// An eviction goes this far below the budget, in per cent of it, so that it is not needed again at once.
-const EVICT_TO_PERCENT: u64 = 97;
+const EVICT_TO_PERCENT: u64 = 90;
 
 /// Where the sweep is.
 #[derive(Debug)]
@@ -45,8 +47,17 @@ pub(super) struct Sweep {
     /// Everything up to here is folded.
     pub(super) folded_sequence: Version,
     samples: BTreeMap<CacheId, Vec<Version>>,
-    evict_after: BTreeMap<CacheId, Vec<u8>>,
+    laps: BTreeMap<CacheId, Lap>,
     scratch: Vec<u8>,
+}
+
+/// A lap of eviction through a cache.
+#[derive(Debug, Default)]
+struct Lap {
+    after: Option<Vec<u8>>,
+    /// Versions up to this go.
+    threshold: Option<Version>,
+    has_victims: bool,
 }
 
 /// What a chunk found.
@@ -69,7 +80,7 @@ impl Sweep {
             last_chunk: now,
             folded_sequence: 0,
             samples: BTreeMap::new(),
-            evict_after: BTreeMap::new(),
+            laps: BTreeMap::new(),
             scratch: Vec::new(),
         }
     }
@@ -82,6 +93,15 @@ impl Sweep {
         } else if let Some(slot) = sample.get_mut(fastrand::usize(..SAMPLE_MAX * 8)) {
             *slot = version;
         }
+    }
+
+    /// The version up to which items go, so that about `to_free` of `bytes` become free.
+    fn quantile(&self, cache: CacheId, to_free: u64, bytes: u64) -> Option<Version> {
+        let mut sorted = self.samples.get(&cache)?.clone();
+        sorted.sort_unstable();
+        let share = u128::from(to_free) * sorted.len() as u128;
+        let at = share.div_ceil(u128::from(bytes.max(1))) as usize;
+        sorted.get(at.min(sorted.len().saturating_sub(1))).copied()
     }
 }
 
@@ -276,85 +296,111 @@ impl Flusher {
         Ok(())
     }
 
-    /// Evicts from one cache that is over its disk budget; says whether there was one.
+    /// Evicts from every cache that is over its disk budget; says whether to go on at once.
     pub(super) fn evict_chunk(&mut self) -> Result<bool, redb::Error> {
-        let Some((cache, bytes, bytes_max)) = self.over_budget() else { return Ok(false) };
-        let to_free = bytes - bytes_max * EVICT_TO_PERCENT / 100;
+        let mut must_go_on = false;
+        for (cache, to_free, bytes) in self.over_budget() {
+            must_go_on |= self.evict_from(cache, to_free, bytes)?;
+        }
+        Ok(must_go_on)
+    }
+
+    /// The caches over their budgets, what is to be freed, and what they have.
+    fn over_budget(&self) -> Vec<(CacheId, u64, u64)> {
+        let budgets = self.shared.disk_bytes_max.lock();
+        let bytes = self.shared.tree_bytes.lock();
+        let over = budgets.iter().filter_map(|(cache, bytes_max)| {
+            let bytes = bytes.get(cache).copied().unwrap_or(0);
+            (bytes > *bytes_max).then(|| (*cache, bytes - bytes_max * EVICT_TO_PERCENT / 100, bytes))
+        });
+        over.collect()
+    }
+
+    /// Goes on with the lap through a cache that evicts what is older than the lap's threshold. The threshold is the quantile
+    /// of a sample that frees enough; what a lap keeps is the sample for the next.
+    fn evict_from(&mut self, cache: CacheId, to_free: u64, bytes: u64) -> Result<bool, redb::Error> {
+        let mut lap = self.sweep.laps.remove(&cache).unwrap_or_default();
+        if lap.threshold.is_none() {
+            self.probe(cache)?;
+            lap.threshold = self.sweep.quantile(cache, to_free, bytes);
+            self.sweep.samples.remove(&cache);
+        }
+        let Some(threshold) = lap.threshold else { return Ok(false) };
+        let (victims, is_end) = self.look_for_victims(cache, threshold, to_free, &mut lap)?;
+        lap.has_victims |= !victims.is_empty();
+        let must_go_on = lap.has_victims || !is_end;
+        if !is_end {
+            self.sweep.laps.insert(cache, lap);
+        }
+        if !victims.is_empty() {
+            let txn = self.begin(Sync::Durable)?;
+            let (keys, versions): (Vec<_>, Vec<_>) = victims.into_iter().map(|(key, version)| ((key, None), version)).unzip();
+            let removed = self.remove_in(&txn, &keys)?;
+            self.commit(txn, Sync::Durable)?;
+            self.shared.gauges.evicted_items.fetch_add(removed, Ordering::Relaxed);
+            if let Some(hooks) = self.hooks() {
+                for ((tree_key, _), version) in keys.iter().zip(versions) {
+                    (hooks.evicted)(cache, split(tree_key).1, version);
+                }
+            }
+        }
+        Ok(must_go_on)
+    }
+
+    /// Makes sure that there is a sample, from the beginning of the cache if need be.
+    fn probe(&mut self, cache: CacheId) -> Result<(), redb::Error> {
+        if self.sweep.samples.get(&cache).is_some_and(|sample| sample.len() >= SAMPLE_MIN) {
+            return Ok(());
+        }
+        let tree = self.database()?.begin_read()?.open_table(TREE)?;
+        let (from, to) = (cache.to_be_bytes(), end_of(cache, b""));
+        let to = to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        for item in tree.range_owned::<&[u8]>((Bound::Included(&from[..]), to))?.take(PROBE_ITEMS) {
+            let (tree_key, record) = item?;
+            if check(cache, split(tree_key.value()).1, record.value()) {
+                self.sweep.sample(cache, generation_and_version(record.value()).1);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_for_victims(
+        &mut self,
+        cache: CacheId,
+        threshold: Version,
+        to_free: u64,
+        lap: &mut Lap,
+    ) -> Result<(Vec<(Vec<u8>, Version)>, bool), redb::Error> {
+        let begin = self.shared.clock.instant();
+        let hooks = self.hooks();
         let db = self.database()?;
         let tree = db.begin_read()?.open_table(TREE)?;
-        let begin = self.shared.clock.instant();
-        let first = self.sweep.evict_after.remove(&cache);
-        let from = first.clone().unwrap_or_else(|| cache.to_be_bytes().to_vec());
+        let from = lap.after.clone().unwrap_or_else(|| cache.to_be_bytes().to_vec());
         let to = end_of(cache, b"");
         let to = to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut threshold = self.threshold(cache, to_free, bytes);
-        let hooks = self.hooks();
-        let mut victims: Vec<(Vec<u8>, Option<Arc<[u8]>>)> = Vec::new();
-        let mut versions = Vec::new();
+        let mut victims = Vec::new();
         let mut freed = 0;
         for (count, item) in tree.range_owned::<&[u8]>((Bound::Excluded(from.as_slice()), to))?.enumerate() {
             let (tree_key, record) = item?;
             let (tree_key, record) = (tree_key.value(), record.value());
             let (_, key) = split(tree_key);
             let version = if check(cache, key, record) { generation_and_version(record).1 } else { 0 };
-            self.sweep.sample(cache, version);
-            if count % SAMPLE_MIN == SAMPLE_MIN - 1 {
-                threshold = self.threshold(cache, to_free, bytes);
-            }
-            let is_old = threshold.is_some_and(|threshold| version <= threshold);
             // What is in the overlay is in the journal too: a crash now would bring it back.
-            let is_journalled =
-                || self.shared.overlay.read().get(TreeKey::new(cache, key).as_slice()).is_some();
-            if is_old
-                && !is_journalled()
-                && hooks.as_ref().is_none_or(|hooks| (hooks.evict)(cache, key, version))
-            {
+            let is_journalled = || self.shared.overlay.read().get(TreeKey::new(cache, key).as_slice()).is_some();
+            let may_go = || hooks.as_ref().is_none_or(|hooks| (hooks.evict)(cache, key, version));
+            if version > threshold {
+                self.sweep.sample(cache, version);
+            } else if !is_journalled() && may_go() {
                 freed += (tree_key.len() + record.len()) as u64;
-                victims.push((tree_key.to_vec(), None));
-                versions.push(version);
+                victims.push((tree_key.to_vec(), version));
             }
             let is_late =
                 count % ITEMS_A_LOOK == 0 && self.shared.clock.instant().duration_since(begin) > CHUNK_TIME;
             if freed >= to_free || is_late {
-                self.sweep.evict_after.insert(cache, tree_key.to_vec());
-                break;
+                lap.after = Some(tree_key.to_vec());
+                return Ok((victims, false));
             }
         }
-        drop((tree, db));
-        if !victims.is_empty() {
-            let txn = self.begin(Sync::Durable)?;
-            let removed = self.remove_in(&txn, &victims)?;
-            self.commit(txn, Sync::Durable)?;
-            self.shared.gauges.evicted_items.fetch_add(removed, Ordering::Relaxed);
-            if let Some(hooks) = hooks {
-                for ((tree_key, _), version) in victims.iter().zip(versions) {
-                    (hooks.evicted)(cache, split(tree_key).1, version);
-                }
-            }
-            return Ok(true);
-        }
-        // A whole round without a victim (all refused, or all in the overlay): nothing to do until something changes.
-        Ok(self.sweep.evict_after.contains_key(&cache))
-    }
-
-    fn over_budget(&self) -> Option<(CacheId, u64, u64)> {
-        let budgets = self.shared.disk_bytes_max.lock();
-        let bytes = self.shared.tree_bytes.lock();
-        budgets.iter().find_map(|(cache, bytes_max)| {
-            let bytes = bytes.get(cache).copied().unwrap_or(0);
-            (bytes > *bytes_max).then_some((*cache, bytes, *bytes_max))
-        })
-    }
-
-    /// The version up to which items go, so that about `to_free` of `bytes` become free.
-    fn threshold(&mut self, cache: CacheId, to_free: u64, bytes: u64) -> Option<Version> {
-        let sample = self.sweep.samples.get_mut(&cache)?;
-        if sample.len() < SAMPLE_MIN {
-            return None;
-        }
-        let mut sorted = sample.clone();
-        sorted.sort_unstable();
-        let at = (u128::from(to_free) * sorted.len() as u128).div_ceil(u128::from(bytes.max(1))) as usize;
-        sorted.get(at.min(sorted.len() - 1)).copied()
+        Ok((victims, true))
     }
 }
