@@ -19,6 +19,8 @@ struct Model {
     states: BTreeMap<LogNumber, State>,
     durable: LogNumber,
     sequence: Version,
+    /// Every clear of this history: what the sweep judges by.
+    clears: Arc<Mutex<Vec<CacheStamps>>>,
 }
 
 fn key_of(random: &mut fastrand::Rng) -> Vec<u8> {
@@ -60,6 +62,12 @@ fn write(store: &Store, model: &mut Model, random: &mut fastrand::Rng) -> LogNum
         let scope = if random.bool() { Scope::All } else { Scope::Prefix(clear_prefix) };
         changes.push(Change::Clear { cache, scope, effect: Effect::Gone });
         state.retain(|(of, key), _| *of != cache || (scope != Scope::All && !key.starts_with(clear_prefix)));
+        let mut stamps = CacheStamps { cache, ..CacheStamps::default() };
+        match scope {
+            Scope::Prefix(prefix) => stamps.prefixes.push((prefix.to_vec(), sequence, 0)),
+            Scope::All | Scope::Tag(_) => stamps.clear = sequence,
+        }
+        model.clears.lock().push(stamps);
     }
     let number = commit(store, sequence, Durability::Durable, &changes);
     model.states.insert(number, state);
@@ -157,19 +165,6 @@ fn work(store: &Store, flusher: &mut Flusher, disk: &SimDisk, model: &mut Model,
     }
 }
 
-/// Clears that the model's judge knows: what is stamped in the overlay and what was recovered.
-fn stamps_now(store: &Store, recovered: &[CacheStamps]) -> Vec<CacheStamps> {
-    let overlay = store.shared.overlay.read();
-    let mut all = recovered.to_vec();
-    let layers = [Some(&overlay.active), overlay.frozen.as_deref()];
-    for (cache, stamps) in layers.into_iter().flatten().flat_map(|layer| &layer.stamps) {
-        let prefixes = stamps.prefixes.iter().map(|(prefix, (gone, stale))| (prefix.clone(), *gone, *stale));
-        let stamps = CacheStamps { cache: *cache, clear: stamps.clear, prefixes: prefixes.collect(), ..Default::default() };
-        all.push(stamps);
-    }
-    all
-}
-
 /// One seed: several crashes in a row. Gives the number of crashes, or what was violated.
 fn run(seed: u64, sync_lies: bool) -> Result<u64, String> {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -177,7 +172,7 @@ fn run(seed: u64, sync_lies: bool) -> Result<u64, String> {
     if sync_lies {
         disk.set_sync_lies();
     }
-    let mut model = Model { states: BTreeMap::from([(0, State::new())]), durable: 0, sequence: 0 };
+    let mut model = Model { states: BTreeMap::from([(0, State::new())]), durable: 0, sequence: 0, clears: Arc::default() };
     let mut crashes = 0;
     let mut end = End::Kill;
     for round in 0..5 {
@@ -198,12 +193,11 @@ fn run(seed: u64, sync_lies: bool) -> Result<u64, String> {
         disk.cut_after(None);
         verify(&store, &recovered, &mut model, end).map_err(|what| format!("seed {seed}, round {round}: {what}"))?;
         model.sequence = recovered.sequence_first;
-        let stamps = Arc::new(Mutex::new(recovered.stamps.clone()));
-        store.set_hooks(judge_with(stamps.clone()));
+        *model.clears.lock() = recovered.stamps.clone();
+        store.set_hooks(judge_with(model.clears.clone()));
         disk.cut_after(Some(random.u64(..400)));
         for _ in 0..3 {
             work(&store, &mut flusher, &disk, &mut model, &mut random);
-            *stamps.lock() = stamps_now(&store, &recovered.stamps);
         }
         if random.u8(..8) == 0 && !disk.is_off() {
             disk.cut_after(None);
@@ -241,17 +235,14 @@ fn verify(store: &Store, recovered: &Recovered, model: &mut Model, end: End) -> 
     let expected = model.states.range(..=number).next_back().map(|(_, state)| state.clone()).unwrap_or_default();
     let found = found(store, &recovered.stamps)?;
     if found != expected {
-        let keys = |state: &State| {
-            let one = |((cache, key), value): (&(CacheId, Vec<u8>), &Vec<u8>)| {
-                format!("{cache}/{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(&value[..20]))
-            };
-            state.iter().map(one).collect::<Vec<_>>()
-        };
-        return Err(format!(
-            "after {end:?} at record {number} of {newest}: found {:?}, expected {:?}",
-            keys(&found),
-            keys(&expected)
-        ));
+        let all: std::collections::BTreeSet<_> = found.keys().chain(expected.keys()).collect();
+        let text = |value: Option<&Vec<u8>>| value.map(|value| String::from_utf8_lossy(&value[..20]).into_owned());
+        let differ = all.iter().filter(|key| found.get(key) != expected.get(key)).map(|key| {
+            let (found, expected) = (text(found.get(key)), text(expected.get(key)));
+            format!("{}/{}: found {found:?}, expected {expected:?}", key.0, String::from_utf8_lossy(&key.1))
+        });
+        let differ = differ.collect::<Vec<_>>().join("; ");
+        return Err(format!("after {end:?} at record {number} of {newest}: {differ}"));
     }
     model.states.split_off(&(number + 1));
     model.states.insert(number, expected);
