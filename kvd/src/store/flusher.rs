@@ -1,0 +1,401 @@
+//! The flush thread: the only writer of redb.
+//!
+//! It journals what is pending, one record and one durable commit a batch, and between flushes does the rest in chunks of a few
+//! milliseconds: folds, the sweep, touching pages of the log ahead of the head. Nobody else may begin a write transaction.
+//! Tests drive a [`Flusher`] by hand, so that a crash can be put between any two steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadableDatabase, WriteTransaction};
+
+use super::fold::Fold;
+use super::options::{CacheId, LogNumber};
+use super::pending::Mark;
+use super::shared::{Health, Shared};
+use super::sweep::Sweep;
+use super::tables::{Fixed, JOURNAL, RESIDENT, STATE, StateKey, journal, put_fixed, put_number};
+
+/// Most bytes of a flush; a larger single commit goes alone.
+const FLUSH_BYTES: usize = 8 << 20;
+/// A chunk of background work ends after this long.
+pub(super) const CHUNK_TIME: Duration = Duration::from_millis(5);
+/// Nothing was appended for this long: what is journalled is folded.
+const IDLE_BEFORE_FOLD: Duration = Duration::from_secs(1);
+/// Reserved sequences are extended when less than this is left.
+const SEQUENCE_MARGIN: u64 = 1 << 31;
+/// Pages made writable ahead of the head, in words.
+const TOUCH_WORDS: u64 = (2 << 20) / 8;
+/// Longest pause of the thread: bounds how late it sees what nobody woke it for.
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sync {
+    /// On stable storage, and the next open is quick.
+    Durable,
+    /// With the next durable one.
+    Later,
+}
+
+/// The flush thread's own state.
+#[derive(Debug)]
+pub(super) struct Flusher {
+    pub(super) shared: Arc<Shared>,
+    pub(super) fixed: Fixed,
+    /// The newest record a swap of layers took in, until its flush is done.
+    pub(super) freezing: Option<LogNumber>,
+    pub(super) fold: Option<Fold>,
+    pub(super) sweep: Sweep,
+    pub(super) dropped: BTreeSet<CacheId>,
+    /// A commit without sync waits for the next durable one.
+    pub(super) has_unsynced: bool,
+    /// A database that is to be closed when its last reader has left.
+    pub(super) leaving: Option<Arc<Database>>,
+    record: Vec<u8>,
+    touched: u64,
+    last_flush: Instant,
+    last_growth: (LogNumber, Instant),
+    pub(super) last_space_check: Option<Instant>,
+}
+
+impl Flusher {
+    pub(super) fn new(shared: Arc<Shared>, fixed: Fixed, dropped: BTreeSet<CacheId>) -> Flusher {
+        let now = shared.clock.instant();
+        Flusher {
+            fixed,
+            freezing: None,
+            fold: None,
+            sweep: Sweep::new(now),
+            dropped,
+            has_unsynced: false,
+            leaving: None,
+            record: Vec::new(),
+            touched: fixed.mark.position,
+            last_flush: now,
+            last_growth: (fixed.mark.number, now),
+            last_space_check: None,
+            shared,
+        }
+    }
+
+    /// The thread: works until told to stop, then closes the store.
+    pub(super) fn run(mut self) -> Result<(), redb::Error> {
+        loop {
+            let pause = self.step();
+            let mut work = self.shared.work.lock();
+            if work.must_stop {
+                drop(work);
+                return self.finish();
+            }
+            if work.wanted <= self.fixed.mark.number && !pause.is_zero() {
+                self.shared.wake.wait_for(&mut work, pause);
+            }
+        }
+    }
+
+    /// One round of work; gives how long it may rest.
+    pub(super) fn step(&mut self) -> Duration {
+        if self.shared.health() != Health::Good {
+            return self.heal();
+        }
+        if self.shared.gauges.read_failed.swap(false, Ordering::Relaxed)
+            && self.shared.fault.lock().lock().is_some()
+        {
+            self.fail("a read failed");
+            return Duration::ZERO;
+        }
+        if self.is_space_short() {
+            return self.heal();
+        }
+        match self.work() {
+            Ok(pause) => pause,
+            Err(error) => {
+                self.fail(&error.to_string());
+                Duration::ZERO
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<Duration, redb::Error> {
+        let now = self.shared.clock.instant();
+        let (head, position) = {
+            let log = self.shared.log.lock();
+            (log.head.number, log.head.position)
+        };
+        self.touch_ahead(position);
+        if head != self.last_growth.0 {
+            self.last_growth = (head, now);
+        }
+        if let Some(upto) = self.freezing {
+            self.flush_upto(upto)?;
+            self.begin_fold();
+        }
+        if self.is_flush_due(head, position, now) {
+            self.flush(head)?;
+        }
+        if self.fold.is_some() {
+            self.fold_chunk()?;
+            self.evict_chunk()?;
+            return Ok(Duration::ZERO);
+        }
+        if self.evict_chunk()? {
+            return Ok(Duration::ZERO);
+        }
+        if self.is_fold_due(now) {
+            self.freeze();
+            return Ok(Duration::ZERO);
+        }
+        let must_go_on = self.sweep_step(now)?;
+        if self.has_unsynced && now.duration_since(self.last_flush) >= IDLE_BEFORE_FOLD {
+            self.flush_now(head)?;
+        }
+        if must_go_on {
+            return Ok(Duration::ZERO);
+        }
+        Ok(self.shared.options.flush_interval.clamp(Duration::from_millis(1), PAUSE_MAX))
+    }
+
+    fn is_flush_due(&self, head: LogNumber, position: u64, now: Instant) -> bool {
+        let wanted = self.shared.work.lock().wanted;
+        let is_waited_for = wanted > self.fixed.mark.number;
+        let is_filling = position - self.fixed.mark.position > self.shared.ring.capacity() / 4;
+        let is_late = now.duration_since(self.last_flush) >= self.shared.options.flush_interval;
+        let is_new = head > self.fixed.mark.number || self.sequence_limit().is_some();
+        is_new && (is_waited_for || is_filling || is_late)
+    }
+
+    fn is_fold_due(&self, now: Instant) -> bool {
+        if self.shared.work.lock().must_sweep && !self.shared.overlay.read().active.is_empty() {
+            return true;
+        }
+        let gauges = &self.shared.gauges;
+        let budget = self.shared.options.journal_bytes_max;
+        let grown = gauges
+            .active_bytes
+            .load(Ordering::Relaxed)
+            .max(gauges.journal_bytes_active.load(Ordering::Relaxed));
+        if grown > budget {
+            return true;
+        }
+        let is_idle = now.duration_since(self.last_growth.1) >= IDLE_BEFORE_FOLD;
+        is_idle && gauges.journal_records.load(Ordering::Relaxed) > 0
+    }
+
+    /// The sequence limit to record, if the present one is near.
+    fn sequence_limit(&self) -> Option<u64> {
+        let sequence = self.shared.log.lock().sequence;
+        (sequence + SEQUENCE_MARGIN > self.fixed.sequence_limit).then(|| sequence + 2 * SEQUENCE_MARGIN)
+    }
+
+    fn touch_ahead(&mut self, position: u64) {
+        let upto = position + TOUCH_WORDS.min(self.shared.ring.capacity() / 4);
+        if self.touched < upto {
+            self.shared.ring.touch(self.touched.max(position), upto);
+            self.touched = upto;
+        }
+    }
+
+    /// Journals pending records up to `upto`, as many as one flush takes. Nothing pending is no work.
+    pub(super) fn flush(&mut self, upto: LogNumber) -> Result<(), redb::Error> {
+        let has_new = upto > self.fixed.mark.number || self.sequence_limit().is_some();
+        if has_new { self.flush_now(upto) } else { Ok(()) }
+    }
+
+    /// Flushes until `upto` is on stable storage.
+    pub(super) fn flush_upto(&mut self, upto: LogNumber) -> Result<(), redb::Error> {
+        while self.fixed.mark.number < upto {
+            self.flush(upto)?;
+        }
+        Ok(())
+    }
+
+    fn flush_now(&mut self, upto: LogNumber) -> Result<(), redb::Error> {
+        let begin = self.shared.clock.instant();
+        let mark = self.gather(upto);
+        let has_records = mark.number > self.fixed.mark.number;
+        let durable_new: Vec<CacheId> = self.shared.log.lock().durable_new.iter().copied().collect();
+        if !durable_new.is_empty() {
+            self.mark_durable()?;
+        }
+        let mut fixed = self.fixed;
+        fixed.mark = mark;
+        fixed.flush += u64::from(has_records);
+        fixed.sequence_limit = self.sequence_limit().unwrap_or(fixed.sequence_limit);
+        {
+            let log = self.shared.log.lock();
+            fixed.sequence = log.sequence;
+            fixed.cache_first = log.cache_first;
+        }
+        fixed.wall_ms = self.shared.clock.wall_ms();
+        fixed.boot_ms = self.shared.clock.now();
+        let txn = self.begin(Sync::Durable)?;
+        if has_records {
+            txn.open_table(JOURNAL)?.insert(fixed.flush, self.record.as_slice())?;
+        }
+        if !durable_new.is_empty() {
+            let mut state = txn.open_table(STATE)?;
+            for cache in &durable_new {
+                put_number(&mut state, *cache, StateKey::Durable, 1)?;
+            }
+        }
+        put_fixed(&txn, &fixed)?;
+        self.commit(txn, Sync::Durable)?;
+        let bytes = if has_records { self.record.len() as u64 } else { 0 };
+        self.flushed(fixed, bytes, &durable_new);
+        self.last_flush = self.shared.clock.instant();
+        let micros = self.last_flush.duration_since(begin).as_micros();
+        self.shared.flush_us.lock().saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Copies pending records into `self.record`; gives the mark of the last one taken. No flush reaches across the point
+    /// where the layers were swapped: the fold removes whole flushes, so none may hold what is not in the frozen layer.
+    fn gather(&mut self, upto: LogNumber) -> Mark {
+        let mut mark = self.fixed.mark;
+        let upto = self.freezing.filter(|swap| mark.number < *swap).map_or(upto, |swap| upto.min(swap));
+        journal::begin(&mut self.record);
+        while mark.number < upto && (mark == self.fixed.mark || self.record.len() < FLUSH_BYTES) {
+            let at = journal::open(&mut self.record);
+            let next = self.shared.ring.read(mark, &mut self.record);
+            mark = next
+                .expect("records between tail and head are whole: they are ours alone until the tail moves");
+            journal::close(&mut self.record, at);
+        }
+        journal::end(&mut self.record);
+        mark
+    }
+
+    /// Before the first durable write is acknowledged it is on record, outside redb, that there was one.
+    fn mark_durable(&self) -> Result<(), redb::Error> {
+        let mut marks = self.shared.marks.lock();
+        if !marks.has_durable {
+            let mut next = marks.clone();
+            next.has_durable = true;
+            next.store(&self.shared.disk, &self.shared.options.dir).map_err(redb::Error::Io)?;
+            *marks = next;
+        }
+        Ok(())
+    }
+
+    /// Takes over what a flush has put on stable storage: frees the log and wakes who waits.
+    pub(super) fn flushed(&mut self, fixed: Fixed, bytes: u64, durable_new: &[CacheId]) {
+        let gauges = &self.shared.gauges;
+        if fixed.flush > self.fixed.flush {
+            gauges.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
+            gauges.journal_records.fetch_add(1, Ordering::Relaxed);
+            let is_of_frozen = self.freezing.is_some_and(|upto| fixed.mark.number <= upto);
+            if !is_of_frozen {
+                gauges.journal_bytes_active.fetch_add(bytes, Ordering::Relaxed);
+            }
+            gauges.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        gauges.sequence_limit.store(fixed.sequence_limit, Ordering::Relaxed);
+        if fixed.sequence_limit != self.fixed.sequence_limit {
+            self.shared.ring.set_sequence_limit(fixed.sequence_limit);
+        }
+        self.fixed = fixed;
+        {
+            let mut log = self.shared.log.lock();
+            log.tail = fixed.mark.position;
+            for cache in durable_new {
+                log.durable_new.remove(cache);
+            }
+            self.shared.room.notify_all();
+        }
+        let mut done = self.shared.done.lock();
+        done.durable = done.durable.max(fixed.mark.number);
+        self.shared.done_changed.notify_all();
+    }
+
+    /// Begins a write transaction.
+    pub(super) fn begin(&self, sync: Sync) -> Result<WriteTransaction, redb::Error> {
+        let db = self.database()?;
+        let mut txn = db.begin_write()?;
+        match sync {
+            Sync::Durable => {
+                txn.set_durability(redb::Durability::Immediate)?;
+                txn.set_quick_repair(true);
+            }
+            Sync::Later => txn.set_durability(redb::Durability::None)?,
+        }
+        Ok(txn)
+    }
+
+    pub(super) fn commit(&mut self, txn: WriteTransaction, sync: Sync) -> Result<(), redb::Error> {
+        txn.commit()?;
+        self.has_unsynced = sync == Sync::Later;
+        Ok(())
+    }
+
+    pub(super) fn database(&self) -> Result<Arc<Database>, redb::Error> {
+        self.shared.db.read().clone().ok_or(redb::Error::PreviousIo)
+    }
+
+    /// Changes the bytes a cache has in the tree, in the transaction that changes the tree.
+    pub(super) fn count_bytes(
+        &self,
+        txn: &WriteTransaction,
+        deltas: &BTreeMap<CacheId, i64>,
+    ) -> Result<(), redb::Error> {
+        let mut state = txn.open_table(STATE)?;
+        let mut bytes = self.shared.tree_bytes.lock();
+        for (cache, delta) in deltas {
+            let now = bytes.entry(*cache).or_insert(0);
+            *now = now.saturating_add_signed(*delta);
+            put_number(&mut state, *cache, StateKey::Bytes, *now)?;
+        }
+        Ok(())
+    }
+
+    /// The last flush, the clean row, and a checked close. No fold: the next start replays.
+    pub(super) fn finish(mut self) -> Result<(), redb::Error> {
+        if self.shared.health() != Health::Good {
+            self.heal();
+        }
+        let head = {
+            let mut log = self.shared.log.lock();
+            log.is_closed = true;
+            self.shared.room.notify_all();
+            log.head.number
+        };
+        self.flush_upto(head)?;
+        let resident = self.shared.work.lock().resident.take();
+        let txn = self.begin(Sync::Durable)?;
+        if let Some(keys) = resident {
+            super::scan::put_resident(&txn, &keys)?;
+        }
+        let mut fixed = self.fixed;
+        fixed.is_clean = true;
+        fixed.wall_ms = self.shared.clock.wall_ms();
+        fixed.boot_ms = self.shared.clock.now();
+        put_fixed(&txn, &fixed)?;
+        self.commit(txn, Sync::Durable)?;
+        let db = self.shared.db.write().take();
+        let Some(mut db) = db else { return Ok(()) };
+        let deadline = self.shared.clock.instant() + Duration::from_secs(1);
+        loop {
+            match Arc::try_unwrap(db) {
+                Ok(db) => return Ok(db.close()?),
+                Err(shared) if self.shared.clock.instant() < deadline => {
+                    db = shared;
+                    std::thread::yield_now();
+                }
+                // A reader that never lets go: everything is on stable storage, only the next open takes longer.
+                Err(_shared) => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The keys recorded at the last clean stop, if the store is open.
+pub(super) fn load_resident(db: &Database) -> Result<Vec<u8>, redb::Error> {
+    let txn = db.begin_read()?;
+    let mut keys = Vec::new();
+    for found in txn.open_table(RESIDENT)?.range::<u32>(..)? {
+        keys.extend_from_slice(found?.1.value());
+    }
+    Ok(keys)
+}
