@@ -172,17 +172,17 @@ fn check(
 
 #[test]
 fn readers_see_the_newest_state_of_a_disk_backed_cache() {
-    against_model(Backed::Disk, Geometry::exact(8, 64, 64, 400), 20_000, &mut random());
+    against_model(Backed::Disk, Geometry::exact(8, 64, 320, 480), 20_000, &mut random());
 }
 
 #[test]
 fn readers_see_the_newest_state_of_a_memory_cache() {
-    against_model(Backed::Memory, Geometry::exact(8, 64, 64, 400), 20_000, &mut random());
+    against_model(Backed::Memory, Geometry::exact(8, 64, 320, 480), 20_000, &mut random());
 }
 
 #[test]
 fn roomy_index_loses_nothing() {
-    against_model(Backed::Disk, Geometry::exact(64, 64, 64, 400), 20_000, &mut random());
+    against_model(Backed::Disk, Geometry::exact(64, 64, 320, 480), 20_000, &mut random());
 }
 
 #[test]
