@@ -12,7 +12,6 @@ use std::time::Duration;
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
-use kvd::lock::{FileLock, lock_path};
 use kvd::server::{Server, Signals};
 use tracing_subscriber::EnvFilter;
 
@@ -127,7 +126,6 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
         Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
     let clock = Clock::system();
     make_directory(&config.dir)?;
-    let _lock = FileLock::take(&lock_path(&config.dir), &clock).map_err(cannot_start)?;
     let engine = Engine::open(config.clone(), clock.clone())
         .map_err(|e| Failure::Daemon { message: e.to_string(), exit: Exit::Start })?;
     let server = match Server::start(engine.clone(), &config) {

@@ -47,7 +47,7 @@ impl Engine {
             }
             Request::GetMany { cache, keys, snapshot } => {
                 keys.iter().try_for_each(|key| check_key(key.0))?;
-                self.get_many(session, &*self.cache(cache)?, keys, *snapshot, out)?;
+                self.get_many(session, &self.cache(cache)?, keys, *snapshot, out)?;
             }
             Request::Describe { cache, key } => {
                 check_key(key)?;
@@ -75,7 +75,7 @@ impl Engine {
             Request::Caches => self.list_caches(out),
             Request::Sync => {
                 encode_into(out, &Response::Done);
-                return Ok(self.store.newest());
+                return Ok(Some(self.store.head()));
             }
         }
         Ok(None)

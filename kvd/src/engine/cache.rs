@@ -27,8 +27,6 @@ pub(crate) struct Cache {
     pub(crate) config: CacheConfig,
     pub(crate) view: ArcSwap<View>,
     pub(crate) counters: Counters,
-    /// The disk had no room: this cache goes on in memory and its disk part counts as cleared.
-    pub(crate) unlogged: AtomicBool,
     pub(crate) dropped: AtomicBool,
     changed: Box<[AtomicU64]>,
     stamped: AtomicU64,
@@ -95,7 +93,6 @@ impl Cache {
             config,
             view: ArcSwap::from_pointee(view),
             counters: Counters::default(),
-            unlogged: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             changed: (0..SHARDS).map(|_| AtomicU64::new(created)).collect(),
             stamped: AtomicU64::new(created),
@@ -104,11 +101,6 @@ impl Cache {
 
     pub(crate) fn on_disk(&self) -> bool {
         self.config.durability != Durability::Memory
-    }
-
-    /// Whether its disk part may be read now.
-    pub(crate) fn disk_readable(&self) -> bool {
-        self.on_disk() && !self.unlogged.load(Ordering::Acquire)
     }
 
     pub(crate) fn moment(&self, hash: u64) -> Moment {
@@ -121,6 +113,11 @@ impl Cache {
     /// Called under the engine's mutex by every write, expiry and removal of a key.
     pub(crate) fn note_change(&self, hash: u64, version: Version) {
         self.changed[shard(hash)].store(version, Ordering::Release);
+    }
+
+    /// The newest clear.
+    pub(crate) fn stamped(&self) -> Version {
+        self.stamped.load(Ordering::Acquire)
     }
 
     /// Called under the engine's mutex by every clear.

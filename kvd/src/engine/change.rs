@@ -15,12 +15,10 @@ use super::cache::{Cache, Memory, Moment, count};
 use super::error::Failure;
 use super::item::{Current, Draft};
 use super::{Engine, State};
-use crate::store::{Change, ItemFields, LogNumber, Permit};
+use crate::store::{COMMIT_OVERHEAD_BYTES, Change, ItemFields, LogNumber, PUT_OVERHEAD_BYTES, Permit};
 
 /// How often a change is decided anew because somebody was faster, before it gives up with `Conflict`.
 const TRIES_MAX: usize = 64;
-/// Bytes a logged write needs beyond key, value and tags, at most.
-const LOG_OVERHEAD_BYTES: usize = 160;
 
 /// A key that a change reads or writes.
 pub(crate) struct Target<'a> {
@@ -107,7 +105,7 @@ impl Engine {
                 return Ok(Changed { answer: decision.answer, version: 0, durable: None });
             }
             check_room(&state, targets, &decision.actions)?;
-            let (version, logged) = self.apply(&mut state, targets, &decision.actions, permit, now);
+            let (version, logged) = self.carry_out(&mut state, targets, &decision.actions, permit, now);
             let durable = logged.filter(|_| ack == Durability::Durable);
             return Ok(Changed { answer: decision.answer, version, durable });
         }
@@ -126,19 +124,28 @@ impl Engine {
 
     /// What the disk holds for a key, unless it is gone; stale ones included.
     pub(crate) fn read_disk(&self, cache: &Cache, key: &[u8]) -> Result<Option<Current>, Failure> {
-        if !cache.disk_readable() {
+        if !cache.on_disk() {
             return Ok(None);
         }
-        let Some(stored) = self.store.read(cache.id, key).map_err(Failure::from)? else { return Ok(None) };
-        let current = Current::from_store(&stored.view());
-        Ok((self.freshness(cache, key, &current) != Freshness::Gone).then_some(current))
+        let Some(stored) = self.store.read(cache.id, key)? else { return Ok(None) };
+        let mut current = Current::from_store(&stored.view());
+        Ok((self.settle(cache, key, &mut current) != Freshness::Gone).then_some(current))
     }
 
     /// Whether an item outside the segment is fresh, stale or gone now.
     pub(crate) fn freshness(&self, cache: &Cache, key: &[u8], item: &Current) -> Freshness {
-        let view = cache.view.load();
-        let tags = item.tags.iter().map(|tag| kv_proto::tag_slot(tag));
-        view.reader.verdict(&item.life(), tags, key, self.clock.now())
+        self.freshness_at(cache, key, item, self.clock.now())
+    }
+
+    pub(crate) fn freshness_at(&self, cache: &Cache, key: &[u8], item: &Current, now: BootMs) -> Freshness {
+        cache.view.load().reader.verdict(&item.life(), item.tag_slots(), key, now)
+    }
+
+    /// Writes down in the item itself that a clear has made it stale: only a put ends that, whatever else is changed.
+    fn settle(&self, cache: &Cache, key: &[u8], item: &mut Current) -> Freshness {
+        let freshness = self.freshness(cache, key, item);
+        item.stale |= freshness == Freshness::Stale && !item.is_expired(self.clock.now());
+        freshness
     }
 
     fn admit(
@@ -151,11 +158,11 @@ impl Engine {
         let mut caches: Vec<_> = targets.iter().filter(|t| t.cache.on_disk()).map(|t| t.cache.id).collect();
         caches.sort_unstable();
         caches.dedup();
-        self.store.admit(&caches, bytes, ack, deadline).map_err(Failure::from)
+        Ok(self.store.admit(&caches, bytes, ack, deadline)?)
     }
 
     /// Logs and publishes a decision under the next sequence.
-    fn apply(
+    fn carry_out(
         &self,
         state: &mut MutexGuard<'_, State>,
         targets: &[Target<'_>],
@@ -197,7 +204,7 @@ impl Engine {
             .filter(|((target, _), _)| target.cache.on_disk())
             .filter_map(|((target, action), tags)| to_log(target, action, tags, version))
             .collect();
-        (!changes.is_empty()).then(|| self.store.append(permit, version, &changes)).flatten()
+        (!changes.is_empty()).then(|| self.store.append(permit, version, &changes))
     }
 }
 
@@ -268,11 +275,15 @@ pub(crate) fn look_at(memory: &mut Memory, target: &Target<'_>, now: BootMs) -> 
     let mut buffer = Vec::new();
     match memory.writer.find(target.hash, target.key, now, &mut buffer) {
         Found::Item(meta) if meta.freshness == Freshness::Gone => Ok(None),
-        Found::Item(meta) => Ok(Some(Arc::new(Current::from_segment(&meta, &buffer)))),
+        Found::Item(meta) => {
+            let mut current = Current::from_segment(&meta, &buffer);
+            current.stale |= meta.freshness == Freshness::Stale && !current.is_expired(now);
+            Ok(Some(Arc::new(current)))
+        }
         Found::AskMark => Ok(memory.side_item(target.key, now)),
         Found::Absent { known: true } => Ok(None),
         Found::Absent { known: false } | Found::DiskMark => {
-            if target.cache.disk_readable() { Err(OnDisk) } else { Ok(None) }
+            if target.cache.on_disk() { Err(OnDisk) } else { Ok(None) }
         }
     }
 }
@@ -293,13 +304,14 @@ fn acknowledged_when(targets: &[Target<'_>], asked: Option<Durability>) -> Resul
 
 fn bytes_to_log(targets: &[Target<'_>], actions: &[Action<'_>]) -> usize {
     let logged = targets.iter().zip(actions).filter(|(target, _)| target.cache.on_disk());
-    logged
+    let bytes: usize = logged
         .map(|(target, action)| match action {
             Action::Keep => 0,
-            Action::Remove => target.key.len() + LOG_OVERHEAD_BYTES,
-            Action::Put(draft) => target.key.len() + draft.bytes() + LOG_OVERHEAD_BYTES,
+            Action::Remove => target.key.len() + PUT_OVERHEAD_BYTES,
+            Action::Put(draft) => target.key.len() + draft.bytes() + PUT_OVERHEAD_BYTES,
         })
-        .sum()
+        .sum();
+    if bytes == 0 { 0 } else { bytes + COMMIT_OVERHEAD_BYTES }
 }
 
 /// A value of a memory cache must find room in a ring or in the side store.
@@ -310,7 +322,7 @@ fn check_room(state: &State, targets: &[Target<'_>], actions: &[Action<'_>]) -> 
             continue;
         }
         let memory = state.memory_ref(&target.cache);
-        let limit = memory.writer.value_bytes_max().max(memory.side.bytes_max() as usize);
+        let limit = memory.writer.item_bytes_max().max(memory.side.bytes_max() as usize);
         if target.key.len() * 2 + draft.bytes() + 512 > limit {
             return Err(Failure::too_large(
                 &format!("value for the memory of cache {}", target.cache.name),

@@ -1,6 +1,7 @@
 //! Clears: one stamp each, however many items it covers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use kv_proto::segment::PrefixTableFull;
 use kv_proto::wire::{Effect, ErrorKind, Response, Scope, encode_into};
@@ -11,10 +12,10 @@ use super::cache::{Cache, count};
 use super::error::Failure;
 use super::item::check_tag;
 use super::write::Durable;
-use crate::store::{Change, ClearScope};
+use crate::store::{COMMIT_OVERHEAD_BYTES, Change, Permit, Scope as ClearScope};
 
 /// Bytes a clear of one cache needs in the log beyond its prefix.
-const LOG_OVERHEAD_BYTES: usize = 64;
+const CLEAR_OVERHEAD_BYTES: usize = 32;
 
 impl Engine {
     pub(crate) fn clear(&self, scope: Scope<'_>, effect: Effect, out: &mut Vec<u8>) -> Result<Durable, Failure> {
@@ -51,16 +52,29 @@ impl Engine {
     -> Result<(Version, Durable), Failure> {
         let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
         self.wait_until_writable(deadline)?;
+        self.stamp_by(caches, scope, effect, deadline)
+    }
+
+    /// As `stamp`, also while the engine is not yet writable for others.
+    pub(crate) fn stamp_by(
+        &self,
+        caches: &[Arc<Cache>],
+        scope: ClearScope<'_>,
+        effect: Effect,
+        deadline: Instant,
+    ) -> Result<(Version, Durable), Failure> {
         let on_disk: Vec<_> = caches.iter().filter(|cache| cache.on_disk()).map(|cache| cache.id).collect();
         let ack = caches.iter().map(|cache| cache.config.durability).max();
         let ack = ack.unwrap_or(kv_proto::wire::Durability::Memory);
         let prefix_bytes = if let ClearScope::Prefix(prefix) = scope { prefix.len() } else { 0 };
-        let bytes = on_disk.len() * (LOG_OVERHEAD_BYTES + prefix_bytes);
-        let permit = if bytes > 0 { Some(self.store.admit(&on_disk, bytes, ack, deadline)?) } else { None };
+        let bytes = COMMIT_OVERHEAD_BYTES + on_disk.len() * (CLEAR_OVERHEAD_BYTES + prefix_bytes);
+        let permit: Option<Permit> =
+            if on_disk.is_empty() { None } else { Some(self.store.admit(&on_disk, bytes, ack, deadline)?) };
 
         let mut state = self.lock();
         if let ClearScope::Prefix(_) = scope {
-            while caches.iter().any(|cache| state.memory(cache).writer.prefix_table_is_full()) {
+            while caches.iter().any(|cache| state.memory(cache).writer.prefix_entries().len() >= limits::PREFIX_CLEARS_MAX) {
+                self.store.sweep_now();
                 self.tidy_now();
                 if self.prefix_retired.wait_until(&mut state, deadline).timed_out() {
                     return Err(prefix_table_full());
@@ -69,7 +83,7 @@ impl Engine {
         }
         let version = self.next_sequence(&mut state);
         let changes: Vec<_> = on_disk.iter().map(|&cache| Change::Clear { cache, scope, effect }).collect();
-        let logged = permit.and_then(|permit| self.store.append(permit, version, &changes));
+        let logged = permit.map(|permit| self.store.append(permit, version, &changes));
         for cache in caches {
             let memory = state.memory(cache);
             match scope {

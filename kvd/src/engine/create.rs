@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use kv_proto::limits;
 use kv_proto::segment::{Backed, Geometry, SegmentState, SweepCursor, Words, Writer};
-use kv_proto::wire::{Durability, ErrorKind, Response, encode_into};
+use kv_proto::wire::{Durability, Effect, ErrorKind, Response, encode_into};
 
 use super::cache::{Cache, Memory, View};
 use super::error::Failure;
@@ -73,7 +73,7 @@ impl Engine {
         let id = state.cache_id;
         let version = self.next_sequence(&mut state);
         if let Some(permit) = permit {
-            self.store.append(permit, version, &[Change::CacheCreated { cache: id, name }]);
+            self.store.append(permit, version, &[Change::CacheCreated { cache: id, name, settings: &[] }]);
         }
         let cache = self.adopt(&mut state, id, name, false, config, made);
         state.memory(&cache).writer.complete(version);
@@ -96,9 +96,14 @@ impl Engine {
         })?;
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
         let mut writer = Writer::create(words.0, geometry, fastrand::u64(..), backed, self.control.committed());
-        writer.load_stamps(stamps.clear, stamps.stale, &stamps.tags, &stamps.prefixes);
+        let prefixes = stamps.prefixes.iter().flat_map(|(prefix, gone, stale)| {
+            [(prefix.clone(), Effect::Gone, *gone), (prefix.clone(), Effect::Stale, *stale)]
+        });
+        let prefixes = prefixes.filter(|(_, _, stamp)| *stamp > 0);
+        writer.load_stamps(stamps.clear, stamps.stale, stamps.tags.iter().copied(), prefixes);
         let view = View { reader: writer.reader(&self.control), hits: writer.hits() };
-        let memory = Memory { writer, side: SideStore::new(side_bytes), sweep: SweepCursor::default(), swept: 0 };
+        let side = SideStore::new(side_bytes);
+        let memory = Memory { writer, side, sweep: SweepCursor::default(), sweep_began: 0, swept: 0 };
         Ok(Made { memory, view })
     }
 
@@ -113,7 +118,7 @@ impl Engine {
         made: Made,
     ) -> Arc<Cache> {
         let slot = state.memories.len();
-        self.store.set_disk_bytes_max(id, config.disk_bytes_max);
+        self.store.set_disk_bytes_max(id, Some(config.disk_bytes_max));
         let cache = Cache::new(id, slot, name.to_owned(), declared, config, made.view, self.control.committed());
         let cache = Arc::new(cache);
         state.memories.push(Some(made.memory));
@@ -139,14 +144,14 @@ impl Engine {
         let mut state = self.lock();
         let version = self.next_sequence(&mut state);
         let durable =
-            permit.and_then(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));
+            permit.map(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));
         let mut caches = (**self.caches.load()).clone();
         caches.remove(name);
         self.caches.store(Arc::new(caches));
         // Those who still hold the cache find it empty; its memory goes with the next sweep of dropped ones.
         let memory = state.memory(&cache);
         memory.writer.set_state(SegmentState::Closed);
-        memory.writer.stamp_all(version, kv_proto::wire::Effect::Gone);
+        memory.writer.stamp_all(version, Effect::Gone);
         memory.side.clear();
         memory.writer.publish(version);
         cache.note_stamp(version);

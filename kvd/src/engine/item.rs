@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use kv_proto::segment::{Freshness, Meta};
+use kv_proto::segment::{Freshness, Life, Meta};
 use kv_proto::wire::{self, Expiry, PutOptions};
 use kv_proto::{BootMs, Version, limits};
 
@@ -48,6 +48,26 @@ impl Current {
             stale: view.stale,
             tags: view.tags.iter().map(|tag| (*tag).into()).collect(),
             value: view.value.to_vec(),
+        }
+    }
+
+    /// The slots of its tags.
+    pub(crate) fn tag_slots(&self) -> impl Iterator<Item = u32> {
+        self.tags.iter().map(|tag| kv_proto::tag_slot(tag))
+    }
+
+    /// Past its expiry, and perhaps in its stale life.
+    pub(crate) fn is_expired(&self, now: BootMs) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
+    }
+
+    /// What decides whether it lives.
+    pub(crate) fn life(&self) -> Life {
+        Life {
+            version: self.version,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            stale: self.stale,
         }
     }
 
@@ -129,9 +149,8 @@ impl<'a> Draft<'a> {
 
     fn live(&mut self, expires: Option<BootMs>, now: BootMs) {
         self.expires = expires;
-        // The life counts from now: `remaining ≤ original TTL` on disk would cut a longer one otherwise.
+        // The life counts from now: on disk what remains of it is held to its length.
         self.created = now;
-        self.stale = false;
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -160,7 +179,7 @@ pub(crate) fn freshness_on_wire(freshness: Freshness) -> Option<wire::Freshness>
 /// Checks a key against its bounds.
 pub(crate) fn check_key(key: &[u8]) -> Result<(), Failure> {
     match key.len() {
-        0 => Err(Failure::invalid("key is empty; keys have 1 to 1024 bytes")),
+        0 => Err(Failure::invalid(format!("key is empty; keys have 1 to {} bytes", limits::KEY_BYTES_MAX))),
         bytes if bytes > limits::KEY_BYTES_MAX => Err(Failure::too_large("key", bytes, limits::KEY_BYTES_MAX)),
         _ => Ok(()),
     }
@@ -188,7 +207,7 @@ pub(crate) fn check_put(value: &[u8], options: &PutOptions<'_>, value_bytes_max:
 
 pub(crate) fn check_tag(tag: &[u8]) -> Result<(), Failure> {
     match tag.len() {
-        0 => Err(Failure::invalid("tag is empty; tags have 1 to 64 bytes")),
+        0 => Err(Failure::invalid(format!("tag is empty; tags have 1 to {} bytes", limits::TAG_BYTES_MAX))),
         bytes if bytes > limits::TAG_BYTES_MAX => Err(Failure::too_large("tag", bytes, limits::TAG_BYTES_MAX)),
         _ => Ok(()),
     }

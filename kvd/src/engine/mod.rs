@@ -35,11 +35,15 @@ pub use open::StartError;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::lock::FileLock;
 use crate::metrics::Metrics;
 use crate::store::{CacheId, Store, StoreError};
 
 pub use crate::store::LogNumber;
 use cache::{Cache, Caches, Memory};
+
+/// The store is told this often how far sequences are used; it reserves far more at a time.
+const RESERVE_EVERY: Version = 1 << 16;
 
 /// The data of one directory, in memory and on disk.
 pub struct Engine {
@@ -61,12 +65,16 @@ pub struct Engine {
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     run_id: u64,
     started: Instant,
+    /// Caches to be written to disk again.
+    rewrites: Mutex<Vec<CacheId>>,
     found: Mutex<open::Found>,
+    /// One engine a directory; given up by `close`.
+    lock: Mutex<Option<FileLock>>,
     metrics: Metrics,
 }
 
 /// What the mutex guards.
-struct State {
+pub(crate) struct State {
     /// The newest sequence given away.
     sequence: Version,
     /// By [`Cache::slot`]; `None` once dropped.
@@ -112,7 +120,9 @@ impl Engine {
     /// The next sequence. Never given twice, not even across crashes: the store has reserved it (I2).
     fn next_sequence(&self, state: &mut State) -> Version {
         state.sequence += 1;
-        self.store.note_sequence(state.sequence);
+        if state.sequence.is_multiple_of(RESERVE_EVERY) {
+            self.store.reserve(state.sequence);
+        }
         state.sequence
     }
 
@@ -158,11 +168,18 @@ impl From<StoreError> for Failure {
             StoreError::Failed { maybe_applied, .. } => {
                 Failure { maybe_applied, retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFailed, message) }
             }
-            StoreError::Timeout { maybe_applied } => {
-                Failure { maybe_applied, retry_after_ms: 100, ..Failure::new(ErrorKind::Timeout, message) }
+            StoreError::Timeout => {
+                Failure { maybe_applied: true, retry_after_ms: 100, ..Failure::new(ErrorKind::Timeout, message) }
             }
+            StoreError::Closed => Failure::unavailable(message, 200),
             StoreError::TooLarge { .. } => Failure::new(ErrorKind::TooLarge, message),
         }
     }
 }
 
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("dir", &self.config.dir).field("run_id", &self.run_id).finish_non_exhaustive()
+    }
+}

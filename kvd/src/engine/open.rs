@@ -13,7 +13,12 @@ use super::cache::{Cache, Caches};
 use super::{Engine, Failure, State};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
-use crate::store::{CacheId, CacheStamps, ClearScope, Disk, Hooks, Keep, OpenError, Options, Recovered, Report, Store};
+use crate::lock::{FileLock, LockError, lock_path};
+use crate::metrics::Metrics;
+use crate::store::{
+    CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered, Report, Scope, Store,
+};
+use crate::units::show_bytes;
 
 /// Downtime after which invalidations may have been missed, and `recover` is applied after an unclean stop.
 const DOWNTIME_MAX: Duration = Duration::from_secs(10);
@@ -26,6 +31,9 @@ pub enum StartError {
     /// The store refuses; the message says what to do.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Somebody else has the directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The memory cannot be had.
     #[error("{0}")]
     Memory(String),
@@ -50,10 +58,8 @@ struct Planned {
     declared: bool,
     config: CacheConfig,
     stamps: CacheStamps,
-    items: u64,
     /// Not on disk yet: its creation has to be logged.
     new: bool,
-    dirty: bool,
 }
 
 impl Engine {
@@ -62,17 +68,19 @@ impl Engine {
     /// # Errors
     /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
-        let opened = Instant::now();
+        let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
+        let locked = clock.instant();
         let options = Options {
             dir: config.dir.clone(),
-            pending_bytes: config.pending_log_bytes,
+            pending_bytes: config.pending_log_bytes as usize,
             journal_bytes_max: config.journal_bytes_max,
             redb_cache_bytes: config.redb_cache_bytes as usize,
             flush_interval: config.flush_interval,
             value_bytes_max: config.value_bytes_max,
+            headroom_bytes: HEADROOM_BYTES,
             set_aside: config.set_aside,
         };
-        let (store, recovered) = Store::open(options, clock.clone(), Disk::real())?;
+        let (store, recovered) = Store::open(options, clock.clone(), Disk::Files)?;
         let run_id = fastrand::u64(1..);
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
         control.commit(recovered.sequence_first);
@@ -86,20 +94,23 @@ impl Engine {
             state: Mutex::new(State {
                 sequence: recovered.sequence_first,
                 memories: Vec::new(),
-                cache_id: recovered.caches.iter().map(|cache| cache.id).max().unwrap_or(0),
+                cache_id: recovered.cache_first.saturating_sub(1),
                 dropped: Vec::new(),
                 swept: 0,
             }),
             prefix_retired: Condvar::new(),
             creating: Mutex::new(()),
-            writable_from: opened + Duration::from_millis(wait),
+            writable_from: locked + Duration::from_millis(wait),
             closing: AtomicBool::new(false),
             wake: Mutex::new(()),
             wake_tidy: Condvar::new(),
             threads: Mutex::new(Vec::new()),
             run_id,
-            started: opened,
-            found: Mutex::new(Found { report: recovered.report.clone(), ..Found::default() }),
+            started: locked,
+            lock: Mutex::new(Some(lock)),
+            metrics: Metrics::new(),
+            rewrites: Mutex::new(Vec::new()),
+            found: Mutex::new(Found { report: recovered.report.clone(), stale: Vec::new(), cleared: Vec::new() }),
             config,
         });
         engine.open_caches(&recovered)?;
@@ -113,11 +124,11 @@ impl Engine {
         let memory = |failure: Failure| StartError::Memory(failure.message);
         let mut opened = Vec::new();
         for plan in planned {
-            let made = self.make(&plan.config, plan.items, &plan.stamps).map_err(memory)?;
+            let made = self.make(&plan.config, 0, &plan.stamps).map_err(memory)?;
             let cache = {
                 let mut state = self.lock();
                 let cache = self.adopt(&mut state, plan.id, &plan.name, plan.declared, plan.config.clone(), made);
-                if plan.items == 0 {
+                if plan.new || !cache.on_disk() {
                     let version = self.next_sequence(&mut state);
                     state.memory(&cache).writer.complete(version);
                     self.control.commit(version);
@@ -127,7 +138,7 @@ impl Engine {
             opened.push((plan, cache));
         }
         for (plan, cache) in &opened {
-            self.settle(plan, cache, &recovered.report).map_err(memory)?;
+            self.recover(plan, cache, &recovered.report).map_err(memory)?;
         }
         Ok(())
     }
@@ -141,10 +152,8 @@ impl Engine {
                 name: row.name.clone(),
                 declared: self.config.caches.contains_key(&row.name),
                 config: self.config.caches.get(&row.name).unwrap_or(&self.config.default).clone(),
-                stamps: row.stamps.clone(),
-                items: row.items,
+                stamps: recovered.stamps.iter().find(|stamps| stamps.cache == row.id).cloned().unwrap_or_default(),
                 new: false,
-                dirty: row.dirty,
             })
             .collect();
         let mut state = self.lock();
@@ -157,9 +166,7 @@ impl Engine {
                     declared: true,
                     config: config.clone(),
                     stamps: CacheStamps::default(),
-                    items: 0,
                     new: true,
-                    dirty: false,
                 });
             }
         }
@@ -167,29 +174,27 @@ impl Engine {
     }
 
     /// Logs a new cache, and does to an old one what its recovery policy says.
-    fn settle(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
+    fn recover(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
         if plan.new && cache.on_disk() {
             let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
             let permit = self.store.admit(&[], 256, Durability::Behind, deadline)?;
             let mut state = self.lock();
             let version = self.next_sequence(&mut state);
-            let created = crate::store::Change::CacheCreated { cache: plan.id, name: &plan.name };
+            let created = Change::CacheCreated { cache: plan.id, name: &plan.name, settings: &[] };
             self.store.append(permit, version, &[created]);
             self.control.commit(version);
         }
         let missed = !report.clean && (!report.same_boot || report.down_for > DOWNTIME_MAX);
         let policy = missed || cache.config.after_clean_stop;
-        let recover = match (plan.new, plan.dirty, policy) {
-            (true, ..) | (false, false, false) => Recover::Keep,
-            (false, true, _) => Recover::Clear,
-            (false, false, true) => cache.config.recover,
-        };
-        let effect = match recover {
+        let effect = match cache.config.recover {
+            _ if plan.new || !policy || !cache.on_disk() => return Ok(()),
             Recover::Keep => return Ok(()),
             Recover::Stale => Effect::Stale,
             Recover::Clear => Effect::Gone,
         };
-        self.stamp_at_start(cache, effect)?;
+        // This needs not wait for the dead daemon's readers: nobody is served yet.
+        let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
+        self.stamp_by(std::slice::from_ref(cache), Scope::All, effect, deadline)?;
         let mut found = self.found.lock();
         match effect {
             Effect::Stale => found.stale.push(cache.name.clone()),
@@ -198,20 +203,26 @@ impl Engine {
         Ok(())
     }
 
-    /// A clear before anybody is served needs not wait for the dead daemon's readers: they see its memory, not ours.
-    fn stamp_at_start(&self, cache: &Arc<Cache>, effect: Effect) -> Result<(), Failure> {
-        self.stamp_now(std::slice::from_ref(cache), ClearScope::All, effect).map(|_| ())
-    }
-
     fn set_hooks(self: &Arc<Engine>) {
         let weak = Arc::downgrade(self);
-        let (judging, evicting, sweeping) = (weak.clone(), weak.clone(), weak);
+        let (judging, evicted, sweeping, rewriting) = (weak.clone(), weak.clone(), weak.clone(), weak.clone());
         self.store.set_hooks(Hooks {
             judge: Box::new(move |cache, key, view| {
-                judging.upgrade().map_or(Keep::Keep, |engine| engine.judge(cache, key, view))
+                judging.upgrade().map_or(Judgement::Keep, |engine| engine.judge(cache, key, view))
             }),
-            evict: Box::new(move |cache, key, version| {
-                evicting.upgrade().is_some_and(|engine| engine.evict_from_disk(cache, key, version))
+            evict: Box::new(move |cache, key, _| {
+                weak.upgrade().is_some_and(|engine| !engine.store.is_overlaid(cache, key))
+            }),
+            evicted: Box::new(move |cache, key, version| {
+                if let Some(engine) = evicted.upgrade() {
+                    engine.evicted_from_disk(cache, key, version);
+                }
+            }),
+            rewrite: Box::new(move |cache| {
+                if let Some(engine) = rewriting.upgrade() {
+                    engine.rewrites.lock().push(cache);
+                    engine.tidy_now();
+                }
             }),
             swept: Box::new(move |sequence| {
                 if let Some(engine) = sweeping.upgrade() {
@@ -283,7 +294,9 @@ impl Engine {
             self.control.set_state(SegmentState::Closed);
         }
         self.save_resident();
-        self.store.close(deadline).map_err(Failure::from)
+        let closed = self.store.close(deadline).map_err(Failure::from);
+        self.lock.lock().take();
+        closed
     }
 
     /// One line: what a start found and what is held.
@@ -292,13 +305,12 @@ impl Engine {
         let caches = self.caches.load().len();
         let found = self.found.lock();
         let stats = self.store.stats();
-        let mut line = format!(
+        let line = format!(
             "{caches} caches, {} of memory, {} on disk",
-            crate::units::format_bytes(self.config.memory_bytes),
-            crate::units::format_bytes(stats.tree_bytes),
+            show_bytes(self.config.memory_bytes),
+            show_bytes(stats.file_bytes),
         );
-        line.push_str(&found.describe());
-        line
+        line + &found.describe()
     }
 }
 
@@ -306,22 +318,12 @@ impl Found {
     fn describe(&self) -> String {
         let report = &self.report;
         let mut parts = Vec::new();
-        if !report.clean && !report.fresh {
-            parts.push(format!(
-                "unclean stop {}: replayed {} journal and {} pending records",
-                if report.same_boot { "of the daemon" } else { "of the machine: up to the last flush interval may be lost" },
-                report.journal_records,
-                report.pending_records
-            ));
-        }
+        parts.push(report.to_string());
         if !self.stale.is_empty() {
             parts.push(format!("stale until reloaded: {}", self.stale.join(", ")));
         }
         if !self.cleared.is_empty() {
             parts.push(format!("cleared: {}", self.cleared.join(", ")));
-        }
-        if let Some(path) = &report.set_aside {
-            parts.push(format!("CORRUPT STORE SET ASIDE as {}", path.display()));
         }
         parts.iter().fold(String::new(), |line, part| line + "; " + part)
     }

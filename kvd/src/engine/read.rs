@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kv_proto::segment::{Freshness, ManyOutcome, Meta, NewItem, Outcome};
+use kv_proto::segment::{Freshness, Install, Installed, ManyOutcome, Meta, NewItem, Outcome};
 use kv_proto::wire::{self, ErrorKind, Response, encode_into};
 use kv_proto::{BootMs, Version, limits};
 
@@ -83,22 +83,28 @@ impl Engine {
             }
             let moment = target.cache.moment(target.hash);
             last = self.read_disk(&target.cache, target.key)?.map(Arc::new);
-            if self.install(target, moment, last.as_deref()) {
+            if self.install(target, moment, last.as_deref(), Install::Read).is_some() {
                 break;
             }
         }
         Ok((last, Source::Disk))
     }
 
-    /// Keeps in memory what was read from disk at `moment`; `false` if the key changed since.
-    pub(crate) fn install(&self, target: &Target<'_>, moment: Moment, found: Option<&Current>) -> bool {
+    /// Keeps in memory what was read from disk at `moment`; `None` if the key changed since.
+    pub(crate) fn install(
+        &self,
+        target: &Target<'_>,
+        moment: Moment,
+        found: Option<&Current>,
+        how: Install,
+    ) -> Option<Installed> {
         let mut state = self.lock();
         if target.cache.moment(target.hash) != moment {
-            return false;
+            return None;
         }
         let version = self.next_sequence(&mut state);
         let writer = &mut state.memory(&target.cache).writer;
-        match found {
+        let installed = match found {
             Some(item) => {
                 let tags: Vec<&[u8]> = item.tags.iter().map(|tag| &**tag).collect();
                 let item = NewItem {
@@ -112,13 +118,16 @@ impl Engine {
                     stale: item.stale,
                     tags: &tags,
                 };
-                writer.install(version, target.hash, &item, self.clock.now());
+                writer.install(version, target.hash, &item, how, self.clock.now())
             }
             // The mark led to nothing that lives: without it the next miss needs no disk.
-            None => writer.forget_key(version, target.hash, target.key, 0),
-        }
+            None => {
+                writer.forget_key(version, target.hash, target.key, None);
+                Installed::Declined
+            }
+        };
         self.control.commit(version);
-        true
+        Some(installed)
     }
 
     /// Answers `get_many`: one moment for all keys.
@@ -187,13 +196,15 @@ impl Engine {
                     break;
                 }
             }
-            let disk = self.store.snapshot_keys(cache.id, &on_disk.iter().map(|&i| keys[i].0).collect::<Vec<_>>());
-            (at, disk)
+            let wanted: Vec<&[u8]> = on_disk.iter().map(|&index| keys[index].0).collect();
+            (at, self.store.snapshot_keys(cache.id, &wanted)?)
         };
         for ((&index, moment), stored) in on_disk.iter().zip(moments).zip(disk) {
             let stored: Option<StoredItem> = stored?;
-            let current = stored.map(|stored| Arc::new(Current::from_store(&stored.view())));
-            self.install(&targets[index], moment, current.as_deref());
+            let current = stored.map(|stored| Current::from_store(&stored.view()));
+            let lives = |item: &Current| self.freshness(cache, keys[index].0, item) != Freshness::Gone;
+            let current = current.filter(lives).map(Arc::new);
+            self.install(&targets[index], moment, current.as_deref(), Install::Read);
             found[index] = current;
         }
         let items = found.iter().zip(keys).map(|(item, key)| {
@@ -226,8 +237,7 @@ impl Memory {
     /// A large value from the side store, unless its life is over.
     pub(crate) fn side_item(&self, key: &[u8], now: BootMs) -> Option<Arc<Current>> {
         let item = self.side.get(key)?;
-        let tags = item.tags.iter().map(|tag| kv_proto::tag_slot(tag));
-        (self.writer.verdict(&item.life(), tags, key, now) != Freshness::Gone).then_some(item)
+        (self.writer.verdict(&item.life(), item.tag_slots(), key, now) != Freshness::Gone).then_some(item)
     }
 }
 

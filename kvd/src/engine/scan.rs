@@ -5,15 +5,18 @@
 
 use kv_proto::segment::{Freshness, WalkItem};
 use kv_proto::wire::{self, Response, encode_into};
-use kv_proto::{BootMs, limits};
+use kv_proto::{BootMs, Version, limits};
 
 use super::Engine;
 use super::cache::Cache;
 use super::error::Failure;
-use super::item::{Current, Shape, freshness_on_wire};
+use super::item::{Current, Shape};
 
 /// Buckets of the index walked under the mutex at a time, at most: some tens of microseconds.
 const BUCKETS_A_STEP: usize = 512;
+
+/// How often a page is read again because of clears.
+const TRIES_MAX: usize = 16;
 
 /// What a page is made of before it becomes bytes.
 struct Page {
@@ -36,7 +39,7 @@ impl Engine {
         }
         let keys_max = (keys_max.max(1) as usize).min(limits::SCAN_KEYS_MAX);
         let now = self.clock.now();
-        let page = if cache.disk_readable() {
+        let page = if cache.on_disk() && !self.store.is_dirty(cache.id) {
             self.scan_disk(cache, prefix, cursor, keys_max, now)?
         } else {
             self.scan_memory(cache, prefix, cursor, keys_max, now)?
@@ -50,36 +53,44 @@ impl Engine {
         Ok(())
     }
 
+    /// A page in key order. A clear that comes while it is read would leave it with items from before and after: then it is
+    /// read again.
     fn scan_disk(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
     -> Result<Page, Failure> {
+        for _ in 0..TRIES_MAX {
+            let (page, stamped) = self.try_scan_disk(cache, prefix, cursor, keys_max, now)?;
+            if cache.stamped() == stamped {
+                return Ok(page);
+            }
+        }
+        Err(Failure::unavailable("the cache is being cleared again and again; try the page later", 100))
+    }
+
+    fn try_scan_disk(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
+    -> Result<(Page, Version), Failure> {
         let after = (!cursor.is_empty()).then_some(cursor);
-        let (mut source, stamps) = {
-            let state = self.lock();
-            let source = self.store.snapshot_page(cache.id, prefix, after, keys_max)?;
-            (source, state.memory_ref(cache).writer.stamps())
+        let (mut source, stamped) = {
+            let _state = self.lock();
+            (self.store.snapshot_page(cache.id, prefix, after, keys_max)?, cache.stamped())
         };
         let deadline = self.clock.instant() + limits::SCAN_TIME_MAX;
         let mut page = Page { items: Vec::new(), cursor: Vec::new() };
         let mut bytes = 0;
-        while let Some((key, stored)) = source.next()? {
+        while let Some((_, key, stored)) = source.next()? {
             page.cursor.clear();
             page.cursor.extend_from_slice(&key);
             let current = Current::from_store(&stored.view());
-            let tags = current.tags.iter().map(|tag| kv_proto::tag_slot(tag));
-            if stamps.verdict(&current.life(), tags, &key, now) == Freshness::Fresh {
+            if self.freshness_at(cache, &key, &current, now) == Freshness::Fresh {
                 bytes += key.len() + current.value.len();
                 page.items.push((key, current, wire::Freshness::Fresh));
             }
             let full = page.items.len() >= keys_max || bytes > limits::ANSWER_BYTES_SOFT_MAX;
             if full || self.clock.instant() > deadline {
-                return Ok(page);
+                return Ok((page, stamped));
             }
         }
-        match source.stopped_at() {
-            Some(last) => page.cursor = last,
-            None => page.cursor.clear(),
-        }
-        Ok(page)
+        page.cursor = source.resume().map(|(_, key)| key.to_vec()).unwrap_or_default();
+        Ok((page, stamped))
     }
 
     fn scan_memory(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
@@ -99,14 +110,16 @@ impl Engine {
             let side = &memory.side;
             let next = memory.writer.walk(from, BUCKETS_A_STEP.min(keys_max), now, &mut |item| {
                 let (key, current) = match item {
-                    WalkItem::Item { key, meta, bytes } => (key.to_vec(), Some(Current::from_segment(&meta, bytes))),
-                    WalkItem::AskMark { key_hash } => match side.by_hash(key_hash) {
-                        Some((key, item)) => (key.to_vec(), Some((*item).clone())),
+                    WalkItem::Item { key, meta, bytes } => (key.to_vec(), Current::from_segment(meta, bytes)),
+                    WalkItem::AskMark { hash } => match side.by_hash(hash) {
+                        Some((key, item)) => (key.to_vec(), (*item).clone()),
                         None => return,
                     },
                     WalkItem::DiskMark { .. } => return,
                 };
-                let Some(current) = current.filter(|_| key.starts_with(prefix)) else { return };
+                if !key.starts_with(prefix) {
+                    return;
+                }
                 bytes += key.len() + current.value.len();
                 page.items.push((key, current, wire::Freshness::Fresh));
             });
@@ -123,8 +136,7 @@ impl Engine {
         }
         let memory = state.memory(cache);
         page.items.retain(|(key, item, _)| {
-            let tags = item.tags.iter().map(|tag| kv_proto::tag_slot(tag));
-            freshness_on_wire(memory.writer.verdict(&item.life(), tags, key, now)) == Some(wire::Freshness::Fresh)
+            memory.writer.verdict(&item.life(), item.tag_slots(), key, now) == Freshness::Fresh
         });
         if from != u64::MAX {
             page.cursor = from.to_be_bytes().to_vec();

@@ -34,6 +34,12 @@ impl SideStore {
         self.items.get(key).map(|(_, item)| Arc::clone(item))
     }
 
+    /// The item of this hash and its key. For walks of the index, whose marks know hashes only.
+    pub(crate) fn by_hash(&self, hash: u64) -> Option<(&[u8], Arc<Current>)> {
+        let found = self.items.iter().find(|(_, (own, _))| *own == hash);
+        found.map(|(key, (_, item))| (&**key, Arc::clone(item)))
+    }
+
     pub(crate) fn remove(&mut self, key: &[u8]) {
         if let Some((_, item)) = self.items.remove(key) {
             self.bytes -= cost(key, &item);

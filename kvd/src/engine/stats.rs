@@ -7,44 +7,55 @@ use kv_proto::wire::{self, Response, encode_into};
 use super::Engine;
 use super::cache::Cache;
 use crate::metrics::MetricRow;
+use crate::store::{CacheId, Health, Stats};
 
 impl Engine {
     pub(crate) fn stats(&self, out: &mut Vec<u8>) {
         let mut rows = self.metrics.rows();
-        self.host_rows(&mut rows);
+        let store = self.store.stats();
+        self.host_rows(&store, &mut rows);
         let mut caches: Vec<_> = self.caches.load().values().cloned().collect();
         caches.sort_by(|a, b| a.name.cmp(&b.name));
         for cache in caches {
-            self.cache_rows(&cache, &mut rows);
+            self.cache_rows(&cache, &store, &mut rows);
         }
         encode_into(out, &Response::Metrics(rows.iter().map(MetricRow::as_wire).collect()));
     }
 
-    fn host_rows(&self, rows: &mut Vec<MetricRow>) {
-        let store = self.store.stats();
+    fn host_rows(&self, store: &Stats, rows: &mut Vec<MetricRow>) {
         let found = self.found.lock();
+        let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
             ("kvd_memory_bytes_max", self.config.memory_bytes as f64),
+            ("kvd_sequence", self.control.committed() as f64),
             ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
             ("kvd_start_replayed_journal_records", found.report.journal_records as f64),
             ("kvd_start_replayed_pending_records", found.report.pending_records as f64),
-            ("kvd_pending_bytes", store.pending_bytes as f64),
-            ("kvd_journal_bytes", store.journal_bytes as f64),
+            ("kvd_store_healthy", f64::from(u8::from(store.health == Health::Good))),
+            ("kvd_store_faults_total", store.faults as f64),
             ("kvd_store_file_bytes", store.file_bytes as f64),
-            ("kvd_store_live_bytes", store.tree_bytes as f64),
+            ("kvd_store_live_bytes", store.tree_bytes.iter().map(|(_, bytes)| *bytes as f64).sum()),
+            ("kvd_overlay_bytes", store.overlay_bytes as f64),
+            ("kvd_pending_records", store.pending_records as f64),
+            ("kvd_pending_bytes", store.pending_bytes as f64),
+            ("kvd_pending_bytes_max", store.pending_bytes_max as f64),
+            ("kvd_journal_records", store.journal_records as f64),
+            ("kvd_journal_bytes", store.journal_bytes as f64),
             ("kvd_flushes_total", store.flushes as f64),
-            ("kvd_flush_failures_total", store.flush_failures as f64),
+            ("kvd_flush_seconds_p50", quantile(0.5)),
+            ("kvd_flush_seconds_p99", quantile(0.99)),
             ("kvd_folds_total", store.folds as f64),
-            ("kvd_flush_seconds_sum", store.flush_time.as_secs_f64()),
-            ("kvd_flush_seconds_max", store.flush_time_max.as_secs_f64()),
-            ("kvd_sequence", self.control.committed() as f64),
+            ("kvd_folded_items_total", store.folded_items as f64),
+            ("kvd_sweeps_total", store.sweeps as f64),
+            ("kvd_swept_items_total", store.swept_items as f64),
+            ("kvd_disk_evicted_items_total", store.evicted_items as f64),
         ] {
             rows.push(MetricRow::new(name, None, value));
         }
     }
 
-    fn cache_rows(&self, cache: &Cache, rows: &mut Vec<MetricRow>) {
+    fn cache_rows(&self, cache: &Cache, store: &Stats, rows: &mut Vec<MetricRow>) {
         let (counts, side_bytes) = {
             let state = self.lock();
             let memory = state.memory_ref(cache);
@@ -70,7 +81,7 @@ impl Engine {
             ("kvd_cache_index_forgotten_total", counts.forgotten as f64),
             ("kvd_cache_memory_bytes_max", cache.config.memory_bytes as f64),
             ("kvd_cache_memory_bytes", (counts.ring_bytes_used + side_bytes) as f64),
-            ("kvd_cache_disk_bytes", self.store.live_bytes(cache.id) as f64),
+            ("kvd_cache_disk_bytes", live_bytes(store, cache.id) as f64),
         ] {
             rows.push(MetricRow::new(name, Some(("cache", &cache.name)), value));
         }
@@ -79,6 +90,7 @@ impl Engine {
     pub(crate) fn list_caches(&self, out: &mut Vec<u8>) {
         let mut caches: Vec<_> = self.caches.load().values().cloned().collect();
         caches.sort_by(|a, b| a.name.cmp(&b.name));
+        let store = self.store.stats();
         let state = self.lock();
         let infos = caches.iter().map(|cache| wire::CacheInfo {
             name: &cache.name,
@@ -86,7 +98,7 @@ impl Engine {
             memory_bytes: cache.config.memory_bytes,
             disk_bytes_max: if cache.on_disk() { cache.config.disk_bytes_max } else { 0 },
             resident_items: state.memory_ref(cache).writer.counts().items,
-            disk_bytes: self.store.live_bytes(cache.id),
+            disk_bytes: live_bytes(&store, cache.id),
             ttl_default_ms: cache.config.ttl_default_ms,
             ttl_max_ms: cache.config.ttl_max_ms,
             durability: cache.config.durability,
@@ -95,4 +107,9 @@ impl Engine {
         drop(state);
         encode_into(out, &Response::Caches(infos));
     }
+}
+
+/// Bytes of keys and records of a cache in the tree.
+fn live_bytes(store: &Stats, cache: CacheId) -> u64 {
+    store.tree_bytes.iter().find(|(id, _)| *id == cache).map_or(0, |(_, bytes)| *bytes)
 }

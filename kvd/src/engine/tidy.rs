@@ -9,12 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kv_proto::Version;
-use kv_proto::segment::{Geometry, SegmentState};
+use kv_proto::segment::{Freshness, Geometry, SegmentState};
+use kv_proto::wire::Durability;
 
 use super::Engine;
 use super::cache::{Cache, View};
-use super::item::Current;
-use crate::store::{CacheId, Keep, RecordView};
+use super::change::{Action, Decision};
+use super::item::{Current, Draft};
+use crate::store::{CacheId, Judgement, RecordView};
 
 /// How often it looks, unless woken.
 const TIDY_EVERY: Duration = Duration::from_millis(200);
@@ -33,6 +35,8 @@ impl Engine {
                 self.enlarge_index(&cache);
             }
             self.free_dropped();
+            let rewrites = std::mem::take(&mut *self.rewrites.lock());
+            rewrites.into_iter().for_each(|cache| self.rewrite(cache));
             let mut guard = self.wake.lock();
             if !self.closing.load(Ordering::Acquire) {
                 self.wake_tidy.wait_for(&mut guard, TIDY_EVERY);
@@ -132,42 +136,57 @@ impl Engine {
     }
 
     /// What the store's sweep and fold ask: is this item still wanted on disk?
-    pub(crate) fn judge(&self, id: CacheId, key: &[u8], view: &RecordView<'_>) -> Keep {
-        let Some(cache) = self.cache_by_id(id) else { return Keep::Drop };
-        let reader = &cache.view.load().reader;
-        let tags = view.tags.iter().map(|tag| kv_proto::tag_slot(tag));
-        let verdict = reader.verdict(&view.life(), tags, key, self.clock.now());
-        if verdict == kv_proto::segment::Freshness::Gone { Keep::Drop } else { Keep::Keep }
+    pub(crate) fn judge(&self, id: CacheId, key: &[u8], view: &RecordView<'_>) -> Judgement {
+        let Some(cache) = self.cache_by_id(id) else { return Judgement::Drop };
+        let item = Current { value: Vec::new(), ..Current::from_store(view) };
+        let now = self.clock.now();
+        match self.freshness_at(&cache, key, &item, now) {
+            Freshness::Gone => Judgement::Drop,
+            Freshness::Stale if !item.is_expired(now) => Judgement::Stale,
+            Freshness::Stale | Freshness::Fresh => Judgement::Keep,
+        }
     }
 
-    /// The disk budget wants this item gone: it leaves memory too, unless it has been written anew.
-    pub(crate) fn evict_from_disk(&self, id: CacheId, key: &[u8], version: Version) -> bool {
-        let Some(cache) = self.cache_by_id(id) else { return true };
+    /// The disk budget has made this item leave the disk: it leaves memory too, unless it was written anew.
+    pub(crate) fn evicted_from_disk(&self, id: CacheId, key: &[u8], version: Version) {
+        let Some(cache) = self.cache_by_id(id) else { return };
         let target = self.target(&cache, key, false);
         let mut state = self.lock();
-        if self.store.overlaid(id, key) {
-            return false;
+        if self.store.is_overlaid(id, key) {
+            return;
         }
         let at = self.next_sequence(&mut state);
-        state.memory(&cache).writer.forget_key(at, target.hash, key, version);
+        state.memory(&cache).writer.forget_key(at, target.hash, key, Some(version));
         cache.note_change(target.hash, at);
         self.control.commit(at);
-        true
+    }
+
+    /// The disk has room again, and holds nothing of this cache: what is in memory is logged anew.
+    pub(crate) fn rewrite(&self, id: CacheId) {
+        let Some(cache) = self.cache_by_id(id) else { return };
+        let keys = self.resident_keys(&cache);
+        let mut rewritten = 0_u64;
+        for key in keys {
+            if self.closing.load(Ordering::Acquire) {
+                return;
+            }
+            // As `expire` does: what is there now is put again, whatever has happened since the list was made.
+            let again = self.change(&[self.target(&cache, &key, true)], Some(Durability::Behind), |looks, _| {
+                let action = looks[0].as_deref().map_or(Action::Keep, |item| Action::Put(Draft::again(item)));
+                Ok(Decision { answer: (), actions: vec![action] })
+            });
+            match again {
+                Ok(_) => rewritten += 1,
+                Err(failure) => {
+                    tracing::warn!(cache = cache.name, %failure, "an item could not be written to disk again");
+                    return;
+                }
+            }
+        }
+        tracing::info!(cache = cache.name, rewritten, "the disk has room again: what is in memory is on disk again");
     }
 
     pub(crate) fn cache_by_id(&self, id: CacheId) -> Option<Arc<Cache>> {
         self.caches.load().values().find(|cache| cache.id == id).cloned()
-    }
-}
-
-impl Current {
-    /// What decides whether it lives.
-    pub(crate) fn life(&self) -> kv_proto::segment::Life {
-        kv_proto::segment::Life {
-            version: self.version,
-            expires: self.expires,
-            stale_for_ms: self.stale_for_ms,
-            stale: self.stale,
-        }
     }
 }

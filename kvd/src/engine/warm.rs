@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kv_proto::segment::Installed;
+use kv_proto::segment::{Install, Installed};
 
 use super::Engine;
 use super::cache::Cache;
-use super::item::Current;
 use crate::store::CacheId;
 
+/// Keys of the journal brought into memory first, at most; the rest comes in key order.
+const NEWEST_MAX: usize = 1 << 20;
 /// Keys enumerated between two looks at whether the daemon is stopping.
 const KEYS_A_STEP: usize = 512;
 
@@ -21,7 +22,7 @@ impl Engine {
     pub(crate) fn warm(&self) {
         let started = self.clock.instant();
         let mut full = HashSet::new();
-        for (cache, key) in self.store.journalled_newest_first().into_iter().chain(self.store.load_resident()) {
+        for (cache, key) in self.store.newest(NEWEST_MAX).into_iter().chain(self.store.load_resident()) {
             if self.closing.load(Ordering::Acquire) {
                 return;
             }
@@ -36,24 +37,25 @@ impl Engine {
 
     /// Puts every key of a cache on disk into its index; then a miss in memory is a miss.
     pub(crate) fn enumerate(&self, cache: &Arc<Cache>, full: &mut HashSet<CacheId>) {
-        let mut after: Option<Vec<u8>> = None;
+        // Every key comes after the empty one.
+        let mut after = (cache.id, Vec::new());
         loop {
             if self.closing.load(Ordering::Acquire) || cache.dropped.load(Ordering::Acquire) {
                 return;
             }
-            let keys = match self.store.enumerate(cache.id, after.as_deref(), KEYS_A_STEP) {
-                Ok(keys) => keys,
+            let step = match self.store.enumerate(Some(&after), KEYS_A_STEP) {
+                Ok(step) => step,
                 Err(error) => {
                     tracing::warn!(cache = cache.name, %error, "warm-up stopped; misses of this cache ask the disk");
                     return;
                 }
             };
-            for key in &keys {
-                self.warm_key(cache.id, key, full);
+            for found in step.keys.iter().filter(|found| found.cache == cache.id) {
+                self.warm_key(cache.id, &found.key, full);
             }
-            match keys.into_iter().next_back() {
-                Some(last) => after = Some(last),
-                None => break,
+            match step.next {
+                Some(next) if next.0 == cache.id => after = next,
+                Some(_) | None => break,
             }
         }
         let mut state = self.lock();
@@ -64,13 +66,14 @@ impl Engine {
 
     /// Installs a key with its value, or only marks it when the cache's memory is full.
     fn warm_key(&self, id: CacheId, key: &[u8], full: &mut HashSet<CacheId>) {
-        let Some(cache) = self.caches.load().values().find(|cache| cache.id == id).cloned() else { return };
+        let Some(cache) = self.cache_by_id(id).filter(|cache| cache.on_disk()) else { return };
         let target = self.target(&cache, key, true);
         if !full.contains(&id) {
             let moment = cache.moment(target.hash);
             match self.read_disk(&cache, key) {
                 Ok(Some(current)) => {
-                    if self.install(&target, moment, Some(&current)) == Some(Installed::Declined) {
+                    let installed = self.install(&target, moment, Some(&current), Install::WarmUp);
+                    if installed == Some(Installed::Declined) {
                         full.insert(id);
                     } else {
                         return;
@@ -89,6 +92,13 @@ impl Engine {
         self.control.commit(version);
     }
 
+    /// The keys a cache has in memory now.
+    pub(crate) fn resident_keys(&self, cache: &Cache) -> Vec<Vec<u8>> {
+        let mut keys = Vec::new();
+        self.lock().memory_ref(cache).writer.for_each_resident(&mut |key| keys.push(key.to_vec()));
+        keys
+    }
+
     /// Saves which keys are in memory, for the next warm-up. Best effort: without it the warm-up goes in key order.
     pub(crate) fn save_resident(&self) {
         let mut keys: Vec<(CacheId, Vec<u8>)> = Vec::new();
@@ -98,13 +108,6 @@ impl Engine {
             state.memory_ref(&cache).writer.for_each_resident(&mut |key| keys.push((cache.id, key.to_vec())));
         }
         drop(state);
-        if let Err(error) = self.store.save_resident(&keys) {
-            tracing::warn!(%error, "the list of keys in memory could not be saved; the next warm-up is in key order");
-        }
-    }
-
-    /// Whether what the disk holds is still wanted.
-    pub(crate) fn lives(&self, cache: &Cache, key: &[u8], item: &Current) -> bool {
-        self.freshness(cache, key, item) != kv_proto::segment::Freshness::Gone
+        self.store.save_resident(keys.iter().map(|(cache, key)| (*cache, &key[..])));
     }
 }

@@ -24,10 +24,18 @@ pub(super) const NEVER_DURABLE: LogNumber = LogNumber::MAX;
 pub struct Permit {
     shared: Arc<Shared>,
     words: u64,
+    bytes: usize,
     durability: Durability,
 }
 
 impl Permit {
+    /// The most bytes a commit may take with it; without bound if nothing of it will be logged.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        if self.is_unlogged() { usize::MAX } else { self.bytes }
+    }
+
+
     /// Whether nothing of the commit will be logged: its caches go on in memory only.
     #[must_use]
     pub fn is_unlogged(&self) -> bool {
@@ -74,13 +82,13 @@ impl Shared {
                 return Err(error);
             }
             if !caches.is_empty() && caches.iter().all(|cache| log.dirty.contains(cache)) {
-                return Ok(Permit { shared: self.clone(), words: 0, durability });
+                return Ok(Permit { shared: self.clone(), words: 0, bytes, durability });
             }
             let used = log.head.position - log.tail + log.reserved_words;
             let has_room = used + words <= self.ring.capacity();
             if has_room && self.is_open() {
                 log.reserved_words += words;
-                return Ok(Permit { shared: self.clone(), words, durability });
+                return Ok(Permit { shared: self.clone(), words, bytes, durability });
             }
             if !has_room && self.health() != Health::Good {
                 if let Some(cache) = caches.iter().find(|cache| log.durable_ever.contains(cache)) {

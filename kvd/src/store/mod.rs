@@ -230,6 +230,31 @@ impl Store {
         self.shared.read(cache, key)
     }
 
+    /// The items of some keys of a cache, in order, as of now. Call it under the engine's mutex, so that it is of one moment;
+    /// take the items outside.
+    ///
+    /// # Errors
+    /// `Failed` if the disk fails; so may each item.
+    pub fn snapshot_keys<'k>(
+        &self,
+        cache: CacheId,
+        keys: &[&'k [u8]],
+    ) -> Result<impl Iterator<Item = Result<Option<StoredItem>, StoreError>> + use<'k>, StoreError> {
+        self.shared.keys(cache, keys)
+    }
+
+    /// Whether the overlay has something of a key: a newer state than the tree's.
+    #[must_use]
+    pub fn is_overlaid(&self, cache: CacheId, key: &[u8]) -> bool {
+        self.shared.overlay.read().get(overlay::TreeKey::new(cache, key).as_slice()).is_some()
+    }
+
+    /// The newest record of the pending log: what [`Store::wait_durable`] waits for to have everything so far.
+    #[must_use]
+    pub fn head(&self) -> LogNumber {
+        self.shared.log.lock().head.number
+    }
+
     /// The items of a cache whose keys start with `prefix`, after `after`, at most about `keys_max`. Call it under the engine's
     /// mutex, so that it is of one moment; read it outside.
     ///

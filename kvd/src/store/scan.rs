@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kv_proto::Version;
 use kv_proto::limits::KEY_BYTES_MAX;
-use redb::{Database, OwnedRange, ReadableDatabase, WriteTransaction};
+use redb::{Database, OwnedRange, ReadOnlyTable, ReadableDatabase, WriteTransaction};
 
 use super::options::{CacheId, StoreError};
 use super::overlay::{Entry, TreeKey, split};
@@ -44,7 +44,43 @@ impl Shared {
             return Ok(entry.record.and_then(|record| self.if_counts(cache, record)));
         }
         let db = self.database()?;
-        let found = read_tree(&db, tree_key.as_slice()).map_err(|error| self.read_error(&error))?;
+        let found = open_tree(&db).and_then(|tree| read_from(&tree, tree_key.as_slice()));
+        self.judged(cache, key, found)
+    }
+
+    /// The items of some keys of a cache. Under the engine's mutex, so that overlay and tree are of one moment; the tree is
+    /// read outside, by the iterator.
+    pub(super) fn keys<'k>(
+        self: &Arc<Self>,
+        cache: CacheId,
+        keys: &[&'k [u8]],
+    ) -> Result<impl Iterator<Item = Result<Option<StoredItem>, StoreError>> + use<'k>, StoreError> {
+        let overlay = self.overlay.read();
+        let entries: Vec<(&'k [u8], Option<Entry>)> =
+            keys.iter().map(|key| (*key, overlay.get(TreeKey::new(cache, key).as_slice()).cloned())).collect();
+        drop(overlay);
+        let db = self.database()?;
+        let tree = open_tree(&db).map_err(|error| self.read_error(&error))?;
+        let shared = self.clone();
+        Ok(entries.into_iter().map(move |(key, entry)| {
+            let Some(entry) = entry else {
+                let found = read_from(&tree, TreeKey::new(cache, key).as_slice());
+                return shared.judged(cache, key, found);
+            };
+            // The database must live as long as its table is read.
+            let _ = &db;
+            Ok(entry.record.and_then(|record| shared.if_counts(cache, record)))
+        }))
+    }
+
+    /// What the tree gave, checked.
+    fn judged(
+        &self,
+        cache: CacheId,
+        key: &[u8],
+        found: Result<Option<Arc<[u8]>>, redb::Error>,
+    ) -> Result<Option<StoredItem>, StoreError> {
+        let found = found.map_err(|error| self.read_error(&error))?;
         let Some(record) = found else { return self.missing(cache) };
         if !check(cache, key, &record) {
             tracing::error!(cache, "an item of the store has a wrong checksum");
@@ -94,8 +130,13 @@ impl Shared {
     }
 }
 
-fn read_tree(db: &Database, tree_key: &[u8]) -> Result<Option<Arc<[u8]>>, redb::Error> {
-    let tree = db.begin_read()?.open_table(TREE)?;
+type Tree = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+fn open_tree(db: &Database) -> Result<Tree, redb::Error> {
+    Ok(db.begin_read()?.open_table(TREE)?)
+}
+
+fn read_from(tree: &Tree, tree_key: &[u8]) -> Result<Option<Arc<[u8]>>, redb::Error> {
     Ok(tree.get_owned(tree_key)?.map(|found| Arc::from(found.value())))
 }
 
