@@ -30,7 +30,12 @@ pub(super) fn recorded(shares: &[Vec<u32>], records: &Path) -> Result<Vec<Happen
         let bytes = std::fs::read(&path).map_err(Failure::io(format!("reading {}", path.display())))?;
         let words: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
         if words.len() != share.len() + 1 {
-            return Err(Failure::Plain(format!("{} has {} of {} requests", path.display(), words.len(), share.len())));
+            return Err(Failure::Plain(format!(
+                "{} has {} of {} requests",
+                path.display(),
+                words.len(),
+                share.len()
+            )));
         }
         all.extend(words.windows(2).zip(share).map(|(pair, object)| Happened {
             begun: pair[0] >> 1,
@@ -146,7 +151,8 @@ mod tests {
         let objects: Vec<u32> = (0..2_000).map(|_| random.u32(0..200)).collect();
         let requests = trace(&objects);
         assert_eq!(hits_belady(&requests, 1, 200), hits_unbounded(&requests, 1));
-        let some: Vec<u64> = [1, 10, 50, 100, 200].iter().map(|room| hits_belady(&requests, 1, *room)).collect();
+        let some: Vec<u64> =
+            [1, 10, 50, 100, 200].iter().map(|room| hits_belady(&requests, 1, *room)).collect();
         assert!(some.is_sorted(), "{some:?}");
     }
 }

@@ -54,7 +54,11 @@ pub(super) fn run(plan: &Plan) -> Result<ExitCode, Failure> {
     let stage = Stage::new()?;
     let report = show.run(plan, &workload, &stage, &say)?;
     let kept = report.nothing_broken();
-    if plan.json { report::print_json(&report) } else { report::print_table(&report) }
+    if plan.json {
+        report::print_json(&report)
+    } else {
+        report::print_table(&report)
+    }
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -76,7 +80,8 @@ impl Show {
             Some(Budget::Percent(percent)) => (workload.bytes as f64 * percent / 100.0) as u64,
         };
         let memory_bytes = memory_bytes.max(ROOM_BYTES_MIN);
-        let fits = (memory_bytes as u128 * workload.objects as u128 / u128::from(workload.bytes.max(1))) as usize;
+        let fits =
+            (memory_bytes as u128 * workload.objects as u128 / u128::from(workload.bytes.max(1))) as usize;
         let lanes = plan.workers * plan.threads;
         let loads = workload.objects as f64 * 2.0;
         let seconds = workload.accesses.len() as f64 / RATE_GUESS
@@ -112,7 +117,13 @@ impl Show {
         say(&format!("this takes about {} s", self.estimate.as_secs() + 2));
     }
 
-    fn run(&self, plan: &Plan, workload: &Workload, stage: &Stage, say: &impl Fn(&str)) -> Result<Report, Failure> {
+    fn run(
+        &self,
+        plan: &Plan,
+        workload: &Workload,
+        stage: &Stage,
+        say: &impl Fn(&str),
+    ) -> Result<Report, Failure> {
         let accesses = stage.path("accesses");
         workload.write(&accesses)?;
         let mut database = self.start_database(plan, stage)?;
@@ -183,7 +194,7 @@ impl Show {
 
     fn start_database(&self, plan: &Plan, stage: &Stage) -> Result<Process, Failure> {
         let mut database = stage.start("database", |command| {
-            command.stdout(Stdio::piped()).arg("--socket").arg(stage.path("database.sock"));
+            command.stdout(Stdio::piped()).arg("--listen").arg(stage.path("database.sock"));
             command.arg("--delay-us").arg(plan.db_delay.as_micros().to_string());
         })?;
         let out = database.child.stdout.take().expect("it was asked for");
@@ -208,7 +219,7 @@ impl Show {
         let mut process = stage.start("worker", |command| {
             command.stdin(Stdio::piped()).stdout(Stdio::piped());
             let paths: [(&str, PathBuf); 4] = [
-                ("--socket", socket.to_owned()),
+                ("--cache", socket.to_owned()),
                 ("--database", stage.path("database.sock")),
                 ("--accesses", accesses.to_owned()),
                 ("--records", stage.path("")),
@@ -216,8 +227,12 @@ impl Show {
             for (flag, path) in paths {
                 command.arg(flag).arg(path);
             }
-            let numbers =
-                [("--worker", number), ("--workers", plan.workers), ("--threads", plan.threads), ("--time-scale", self.time_scale)];
+            let numbers = [
+                ("--worker", number),
+                ("--workers", plan.workers),
+                ("--threads", plan.threads),
+                ("--time-scale", self.time_scale),
+            ];
             for (flag, number) in numbers {
                 command.arg(flag).arg(number.to_string());
             }
@@ -286,7 +301,9 @@ struct Ensemble {
 impl Ensemble {
     fn new(workers: Vec<Worker>, hears: Receiver<(usize, String)>, requests: u64, quiet: bool) -> Ensemble {
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(requests) };
-        let style = ProgressStyle::with_template("{bar:40} {percent:>3} %  {human_pos} requests, {per_sec}, {eta} left");
+        let style = ProgressStyle::with_template(
+            "{bar:40} {percent:>3} %  {human_pos} requests, {per_sec}, {eta} left",
+        );
         bar.set_style(style.expect("the template is well formed"));
         Ensemble { workers, hears, bar }
     }
@@ -344,8 +361,9 @@ impl Ensemble {
                 match line.split_once(' ') {
                     Some(("done", done)) => worker.done = done.parse().unwrap_or(worker.done),
                     Some(("tally", tally)) => {
-                        let tally: Tally = serde_json::from_str(tally)
-                            .map_err(|error| Failure::Plain(format!("a worker's result is not readable: {error}")))?;
+                        let tally: Tally = serde_json::from_str(tally).map_err(|error| {
+                            Failure::Plain(format!("a worker's result is not readable: {error}"))
+                        })?;
                         worker.done = tally.requests;
                         worker.tally = Some(tally);
                     }
@@ -394,9 +412,14 @@ fn sources(client: &Client) -> Result<Sources, Failure> {
     let metrics = client.admin().stats().map_err(Failure::cache("asking the daemon for its figures"))?;
     let of_cache = |name: &str| {
         let rows = metrics.iter().filter(|metric| metric.name == name);
-        rows.filter(|metric| metric.labels.iter().any(|(_, cache)| cache == CACHE)).map(|metric| metric.value).sum()
+        rows.filter(|metric| metric.labels.iter().any(|(_, cache)| cache == CACHE))
+            .map(|metric| metric.value)
+            .sum()
     };
-    Ok(Sources { memory: of_cache("kvd_cache_hits_memory_total"), disk: of_cache("kvd_cache_hits_disk_total") })
+    Ok(Sources {
+        memory: of_cache("kvd_cache_hits_memory_total"),
+        disk: of_cache("kvd_cache_hits_disk_total"),
+    })
 }
 
 /// What a request costs without the cache.

@@ -29,7 +29,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[arg(long)]
-    socket: PathBuf,
+    listen: PathBuf,
     #[arg(long)]
     delay_us: u64,
 }
@@ -43,7 +43,7 @@ struct Counts {
 /// Serves until killed.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     stage::die_with_parent()?;
-    let listener = UnixListener::bind(&args.socket).map_err(Failure::io("listening for the workers"))?;
+    let listener = UnixListener::bind(&args.listen).map_err(Failure::io("listening for the workers"))?;
     println!("ready");
     let counts = Arc::new(Counts::default());
     let delay = Duration::from_micros(args.delay_us);
@@ -87,7 +87,8 @@ pub(super) struct Database(UnixStream);
 
 impl Database {
     pub(super) fn connect(socket: &Path) -> Result<Database, Failure> {
-        let stream = UnixStream::connect(socket).map_err(Failure::io("connecting to the stand-in database"))?;
+        let stream =
+            UnixStream::connect(socket).map_err(Failure::io("connecting to the stand-in database"))?;
         stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(Failure::io("setting a deadline"))?;
         Ok(Database(stream))
     }

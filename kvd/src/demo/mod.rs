@@ -75,8 +75,8 @@ pub(crate) struct Plan {
     /// Do not kill the daemon in the middle
     #[arg(long)]
     no_kill: bool,
-    /// Print the result as JSON
-    #[arg(long)]
+    /// The result as JSON: a flag of the whole command line
+    #[arg(skip)]
     json: bool,
 }
 
@@ -107,7 +107,8 @@ enum Role {
 }
 
 /// Runs the demo, or one of its processes.
-pub(crate) fn run(args: Args) -> ExitCode {
+pub(crate) fn run(mut args: Args, json: bool) -> ExitCode {
+    args.plan.json = json;
     let outcome = match args.role {
         None => conduct::run(&args.plan),
         Some(Role::Daemon { config, dir }) => stage::become_daemon(&config, &dir).map(|()| ExitCode::SUCCESS),

@@ -30,6 +30,8 @@ impl Moment {
 
     /// Whole ticks since the start of the run.
     pub(super) fn ticks(self, start: Moment) -> u32 {
-        u32::try_from(self.since(start).as_nanos() / TICK.as_nanos()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1)
+        u32::try_from(self.since(start).as_nanos() / TICK.as_nanos())
+            .unwrap_or(u32::MAX >> 1)
+            .min(u32::MAX >> 1)
     }
 }

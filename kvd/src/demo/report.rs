@@ -105,7 +105,10 @@ impl Report {
         if self.kept_on_disk {
             claim(tally.misses_early, "misses came before the end of the object's life");
         }
-        claim(self.hits().abs_diff(tally.hits), "hits are counted differently by the workers and the database");
+        claim(
+            self.hits().abs_diff(tally.hits),
+            "hits are counted differently by the workers and the database",
+        );
         claim(u64::from(!self.ended_well), "daemon did not end well when asked to");
         broken
     }
@@ -128,7 +131,7 @@ pub(super) fn print_json(report: &Report) {
 
 pub(super) fn print_table(report: &Report) {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     let mut row = |name: &str, value: String, remark: &str| {
         let value = Cell::new(value).set_alignment(CellAlignment::Right);
         table.add_row([Cell::new(name), value, Cell::new(remark)]);
@@ -137,10 +140,18 @@ pub(super) fn print_table(report: &Report) {
     let share = |hits: u64| format!("{:.2} %", report.percent(hits));
     let rate = format!("{:.0} a second, in {:.1} s", report.requests as f64 / report.seconds, report.seconds);
     row("requests", report.requests.to_string(), &rate);
-    row("loads", report.loads.to_string(), &format!("counted by the database; {} because a life had ended", tally.expired));
+    row(
+        "loads",
+        report.loads.to_string(),
+        &format!("counted by the database; {} because a life had ended", tally.expired),
+    );
     row("hits", share(report.hits()), &format!("{}: requests minus loads", report.hits()));
     let memory = format!("{:.2} %", report.hits_memory_percent());
-    row("  from memory", memory, &format!("by the daemon's count; memory is {}", show_bytes(report.memory_bytes)));
+    row(
+        "  from memory",
+        memory,
+        &format!("by the daemon's count; memory is {}", show_bytes(report.memory_bytes)),
+    );
     let disk = report.percent(report.hits()) - report.hits_memory_percent();
     row("  from disk", format!("{disk:.2} %"), "");
     row("best possible", share(report.best_unbounded), "with these lives, if nothing else is ever lost");
@@ -165,7 +176,8 @@ pub(super) fn print_table(report: &Report) {
             row("  lost", "all".to_owned(), "as promised: nothing was kept on disk");
         }
         if tally.puts_unanswered + tally.reads_failed > 0 {
-            let remark = format!("writes, never acknowledged; {} reads fell back to the database", tally.reads_failed);
+            let remark =
+                format!("writes, never acknowledged; {} reads fell back to the database", tally.reads_failed);
             row("  unanswered", tally.puts_unanswered.to_string(), &remark);
         }
     }

@@ -39,8 +39,10 @@ impl Stage {
             .tempdir()
             .map_err(Failure::io("making a temporary directory"))?;
         let stopped = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&stopped)).map_err(Failure::io("minding signals"))?;
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP]
+        {
+            signal_hook::flag::register(signal, Arc::clone(&stopped))
+                .map_err(Failure::io("minding signals"))?;
         }
         let doomed = dir.path().to_owned();
         let tell = std::panic::take_hook();
@@ -65,7 +67,8 @@ impl Stage {
     pub(super) fn start(&self, role: &str, configure: impl FnOnce(&mut Command)) -> Result<Process, Failure> {
         let program = std::env::current_exe().map_err(Failure::io("finding this program"))?;
         let log = self.path(&format!("{role}.log"));
-        let errors = File::options().create(true).append(true).open(&log).map_err(Failure::io("opening a log"))?;
+        let errors =
+            File::options().create(true).append(true).open(&log).map_err(Failure::io("opening a log"))?;
         let mut command = Command::new(program);
         command.args(["demo", role]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         // Its own group: Ctrl-C at the terminal is for the conductor, who ends the others in order.
@@ -127,7 +130,8 @@ impl Process {
 
     /// Asks it to end, and says whether it ended well.
     pub(super) fn stop(&mut self) -> Result<bool, Failure> {
-        kill(self.pid(), Signal::SIGTERM).map_err(|errno| Failure::io("stopping the daemon")(errno.into()))?;
+        kill(self.pid(), Signal::SIGTERM)
+            .map_err(|errno| Failure::io("stopping the daemon")(errno.into()))?;
         let deadline = Instant::now() + END_WITHIN;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().map_err(Failure::io("waiting for the daemon"))? {
@@ -144,7 +148,8 @@ impl Process {
             None => Ok(()),
             Some(status) => {
                 let words = std::fs::read_to_string(&self.log).unwrap_or_default();
-                let last = words.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
+                let last =
+                    words.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>();
                 Err(Failure::Plain(format!("the {} ended ({status}):\n{}", self.role, last.join("\n"))))
             }
         }
@@ -161,7 +166,8 @@ impl Drop for Process {
 
 /// Asks the kernel to kill this process when the one that started it dies.
 pub(super) fn die_with_parent() -> Result<(), Failure> {
-    prctl::set_pdeathsig(Signal::SIGKILL).map_err(|errno| Failure::io("tying this process to the demo")(errno.into()))?;
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|errno| Failure::io("tying this process to the demo")(errno.into()))?;
     // It may have died before that.
     if nix::unistd::getppid().as_raw() == 1 {
         return Err(Failure::Plain("the demo has ended".to_owned()));

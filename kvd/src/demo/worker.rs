@@ -37,7 +37,7 @@ const TELL_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[arg(long)]
-    socket: PathBuf,
+    cache: PathBuf,
     #[arg(long)]
     database: PathBuf,
     #[arg(long)]
@@ -127,7 +127,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let lanes = args.workers * args.threads;
     let shares = workload::shares(&workload::read_back(&args.accesses)?, lanes);
     let client = Client::builder()
-        .socket(&args.socket)
+        .socket(&args.cache)
         .name(format!("demo-worker-{}", args.worker))
         .op_timeout(GRACE)
         .restart_grace(GRACE)
@@ -157,7 +157,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         tell_progress(&done, || threads.iter().all(|(thread, _)| thread.is_finished()))?;
         let mut tally = Tally::default();
         for (thread, path) in threads {
-            let (part, record) = thread.join().map_err(|_panic| Failure::Plain("a worker's thread failed".to_owned()))??;
+            let (part, record) =
+                thread.join().map_err(|_panic| Failure::Plain("a worker's thread failed".to_owned()))??;
             let bytes: Vec<u8> = record.iter().flat_map(|word| word.to_le_bytes()).collect();
             std::fs::write(&path, bytes).map_err(Failure::io(format!("writing {}", path.display())))?;
             tally.add(&part);
@@ -190,7 +191,8 @@ fn tell_progress(done: &AtomicU64, finished: impl Fn() -> bool) -> Result<(), Fa
     let mut out = std::io::stdout();
     while !finished() {
         std::thread::sleep(TELL_EVERY);
-        writeln!(out, "done {}", done.load(Ordering::Relaxed)).map_err(Failure::io("telling the conductor"))?;
+        writeln!(out, "done {}", done.load(Ordering::Relaxed))
+            .map_err(Failure::io("telling the conductor"))?;
     }
     Ok(())
 }
@@ -254,7 +256,13 @@ impl Lane<'_> {
     }
 
     /// Cache aside: whether the cache had it.
-    fn read_through(&mut self, object: u32, key: &str, begun: Moment, value: &mut Vec<u8>) -> Result<bool, Failure> {
+    fn read_through(
+        &mut self,
+        object: u32,
+        key: &str,
+        begun: Moment,
+        value: &mut Vec<u8>,
+    ) -> Result<bool, Failure> {
         let ttl = objects::ttl(object, self.args.time_scale);
         match self.cache.get_into(key, value) {
             Ok(true) => {
@@ -297,7 +305,8 @@ impl Lane<'_> {
     fn load_and_put(&mut self, object: u32, key: &str, ttl: Duration) -> Result<(), Failure> {
         let row = self.database.load(object)?;
         let stamp = objects::stamp_of(object, &row);
-        let stamp = stamp.ok_or_else(|| Failure::Plain("the stand-in database gave a wrong row".to_owned()))?;
+        let stamp =
+            stamp.ok_or_else(|| Failure::Plain("the stand-in database gave a wrong row".to_owned()))?;
         let begun = Moment::now();
         match self.cache.put(key, row, ttl) {
             Ok(_version) => {
@@ -340,7 +349,8 @@ impl Lane<'_> {
                     key
                 })
                 .collect();
-            let values = self.cache.get_many(&keys).map_err(Failure::cache("looking up what was acknowledged"))?;
+            let values =
+                self.cache.get_many(&keys).map_err(Failure::cache("looking up what was acknowledged"))?;
             for ((object, known), value) in chunk.iter().zip(values) {
                 let end = known.begun.plus(objects::ttl(**object, time_scale));
                 let there = value.and_then(|value| objects::stamp_of(**object, &value)) == Some(known.stamp);

@@ -53,7 +53,8 @@ impl Workload {
             Err(_too_short) => false,
         };
         let file = File::open(path).map_err(Failure::io(doing()))?;
-        let wanted = requests.map_or(ACCESSES_MAX, |n| usize::try_from(n).unwrap_or(ACCESSES_MAX)).min(ACCESSES_MAX);
+        let wanted =
+            requests.map_or(ACCESSES_MAX, |n| usize::try_from(n).unwrap_or(ACCESSES_MAX)).min(ACCESSES_MAX);
         let limit = wanted as u64 * 4;
         let mut bytes = Vec::new();
         let read = if packed {
@@ -64,7 +65,8 @@ impl Workload {
         read.map_err(Failure::io(doing()))?;
         let (whole, rest) = bytes.as_chunks::<4>();
         if whole.is_empty() || !rest.is_empty() {
-            let message = format!("{} has {} bytes, a trace has a multiple of 4", path.display(), bytes.len());
+            let message =
+                format!("{} has {} bytes, a trace has a multiple of 4", path.display(), bytes.len());
             return Err(Failure::Plain(message));
         }
         Ok(Workload::of(whole.iter().map(|object| u32::from_be_bytes(*object)).collect()))
