@@ -23,6 +23,8 @@ use super::Failure;
 pub(super) const READY_WITHIN: Duration = Duration::from_secs(20);
 /// How long a process may take to end when asked.
 const END_WITHIN: Duration = Duration::from_secs(10);
+/// Tells a process of the demo who started it.
+const PARENT: &str = "KVD_DEMO_PARENT";
 /// How often somebody is looked for who is not there yet.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -78,6 +80,7 @@ impl Stage {
                 command.env_remove(name);
             }
         }
+        command.env(PARENT, std::process::id().to_string());
         configure(&mut command);
         let child = command.spawn().map_err(Failure::io(format!("starting the {role}")))?;
         Ok(Process { child, role: role.to_owned(), log })
@@ -169,16 +172,19 @@ pub(super) fn die_with_parent() -> Result<(), Failure> {
     prctl::set_pdeathsig(Signal::SIGKILL)
         .map_err(|errno| Failure::io("tying this process to the demo")(errno.into()))?;
     // It may have died before that.
-    if nix::unistd::getppid().as_raw() == 1 {
-        return Err(Failure::Plain("the demo has ended".to_owned()));
+    let parent = std::env::var(PARENT).unwrap_or_default();
+    if nix::unistd::getppid().to_string() == parent {
+        return Ok(());
     }
-    Ok(())
+    Err(Failure::Plain("this is a part of kvd demo, which is not there".to_owned()))
 }
 
 /// Turns this process into `kvd serve`.
 pub(super) fn become_daemon(config: &Path, dir: &Path) -> Result<(), Failure> {
     die_with_parent()?;
     let program = std::env::current_exe().map_err(Failure::io("finding this program"))?;
-    let error = Command::new(program).arg("serve").arg("--config").arg(config).arg("--dir").arg(dir).exec();
+    let mut serve = Command::new(program);
+    serve.arg("serve").arg("--config").arg(config).arg("--dir").arg(dir).env_remove(PARENT);
+    let error = serve.exec();
     Err(Failure::io("starting kvd serve")(error))
 }

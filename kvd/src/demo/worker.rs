@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -83,7 +84,9 @@ pub(super) struct Tally {
     /// Of them not there, or not as acknowledged.
     pub(super) lost: u64,
     /// Latency of everything, and of hits: nanoseconds and how often.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub(super) latency_all: Vec<(u64, u64)>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub(super) latency_hits: Vec<(u64, u64)>,
 }
 
@@ -133,12 +136,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .restart_grace(GRACE)
         .build()
         .map_err(Failure::cache("connecting to the daemon"))?;
-    let word = Word::default();
+    let word = Arc::new(Word::default());
+    let heard = Arc::clone(&word);
+    // Not joined: it hears until the conductor closes the line, which is after this process has ended.
+    let listener = std::thread::Builder::new().name("demo-hear".to_owned());
+    listener.spawn(move || listen(&heard)).map_err(Failure::io("starting a thread"))?;
     let done = AtomicU64::new(0);
     let mut out = std::io::stdout();
     writeln!(out, "ready").map_err(Failure::io("telling the conductor"))?;
     let tally = std::thread::scope(|scope| {
-        scope.spawn(|| listen(&word));
         let mut threads = Vec::new();
         let mine = shares.iter().enumerate().filter(|(lane, _)| *lane as u32 % args.workers == args.worker);
         for (number, share) in mine {
