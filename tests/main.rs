@@ -5,6 +5,7 @@
 
 mod architecture;
 mod crash;
+mod demo;
 mod hostile;
 mod life;
 mod lifecycle;

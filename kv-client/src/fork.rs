@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 #[derive(Debug)]
 pub(crate) struct Generation<T> {
     pid: u32,
-    own: T,
+    // Only `None` while being dropped.
+    own: Option<T>,
     // Only ever set in a child of `pid`, so no fork can catch it half set by another thread of the parent.
     child: OnceLock<Box<Generation<T>>>,
 }
@@ -23,7 +24,7 @@ pub(crate) trait Inherited {
 
 impl<T: Inherited> Generation<T> {
     pub(crate) fn new(own: T) -> Generation<T> {
-        Generation { pid: std::process::id(), own, child: OnceLock::new() }
+        Generation { pid: std::process::id(), own: Some(own), child: OnceLock::new() }
     }
 
     /// The state of the process that asks.
@@ -33,15 +34,29 @@ impl<T: Inherited> Generation<T> {
         // As many steps as there were forks between the client's maker and us.
         while generation.pid != pid {
             generation =
-                generation.child.get_or_init(|| Box::new(Generation::new(generation.own.begin_anew())));
+                generation.child.get_or_init(|| Box::new(Generation::new(generation.own().begin_anew())));
         }
-        &generation.own
+        generation.own()
+    }
+
+    fn own(&self) -> &T {
+        self.own.as_ref().expect("only taken by drop")
     }
 
     /// As it looks in a child, for tests: forking is `unsafe` and not for this crate.
     #[cfg(test)]
     pub(crate) fn pretend_inherited(&mut self) {
         self.pid = 0;
+    }
+}
+
+impl<T> Drop for Generation<T> {
+    /// What is inherited is forgotten, not dropped: dropping an async runtime's stream takes it off the runtime's epoll
+    /// instance, which parent and child share.
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            std::mem::forget(self.own.take());
+        }
     }
 }
 

@@ -155,6 +155,11 @@ pub(crate) fn not_ours(cause: FrameError, maybe_applied: bool) -> Error {
     }
 }
 
+/// The error for a peer that took the connection and did not say why it ended it.
+pub(crate) fn no_welcome(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("no welcome, perhaps this user is not allowed: {error}"))
+}
+
 /// The error for a peer that closed, as the kernel would have put it.
 pub(crate) fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon closed the connection")

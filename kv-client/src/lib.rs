@@ -27,6 +27,8 @@
 #![forbid(unsafe_code)]
 
 mod answers;
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod batch;
 pub mod blocking;
 mod error;
@@ -42,6 +44,8 @@ mod retry;
 mod scanning;
 
 pub use answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+#[cfg(feature = "tokio")]
+pub use asynchronous::{Admin, Cache, Client, Scan};
 pub use batch::Batch;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;

@@ -4,7 +4,10 @@
 //! creates or removes one.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use kv_proto::limits::SOCKET_PATH_BYTES_MAX;
 
 /// The environment variable that names the socket.
 pub const SOCKET_VARIABLE: &str = "KVD_SOCKET";
@@ -49,6 +52,16 @@ pub fn default_for_daemon() -> PathBuf {
     }
     variable("XDG_RUNTIME_DIR", |name| std::env::var_os(name))
         .map_or_else(|| PathBuf::from(SOCKET_OF_HOST), |dir| PathBuf::from(dir).join(SOCKET_BELOW))
+}
+
+/// Refuses what the kernel would cut or refuse without naming the limit.
+pub(crate) fn check_path(path: &Path) -> io::Result<()> {
+    let bytes = path.as_os_str().len();
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("the path is {bytes} bytes, limit is {SOCKET_PATH_BYTES_MAX}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
 fn search_in(given: Option<&Path>, env: impl Fn(&str) -> Option<OsString>) -> Vec<Place> {

@@ -7,9 +7,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kv_proto::wire::{ErrorKind, Response};
+use kv_proto::wire::{ErrorKind, Response, decode};
 
 use crate::error::{Error, Result};
+use crate::frames;
 use crate::lock::Lock;
 use crate::ops::{Repeat, Sending};
 use crate::options::{RetryPolicy, Settings};
@@ -37,15 +38,15 @@ pub(crate) struct Attempts {
     ambiguous: bool,
 }
 
-/// What to do with an answer.
+/// What an answer came to.
 #[derive(Debug)]
-pub(crate) enum Verdict {
-    /// Hand it out.
-    Take,
+pub(crate) enum Step<T> {
+    /// This is the call's result.
+    Done(Result<T>),
     /// Pause so long, then send again.
     Again(Duration),
-    /// Report this instead.
-    Fail(Error),
+    /// This is the call's result, and the connection must not be used again.
+    Broken(Error),
 }
 
 impl Attempts {
@@ -112,23 +113,31 @@ impl Attempts {
         if Instant::now() + pause >= self.deadline { Err(self.settle(error)) } else { Ok(pause) }
     }
 
-    /// What to do with an answer.
-    pub(crate) fn judge(&mut self, response: &Response<'_>) -> Verdict {
-        match response {
+    /// Reads the body of an answer, unless it says to try again.
+    pub(crate) fn answered<T>(
+        &mut self,
+        body: &[u8],
+        read: &mut impl FnMut(Response<'_>) -> Result<T>,
+    ) -> Step<T> {
+        let response = match decode::<Response<'_>>(body) {
+            Ok(response) => response,
+            Err(cause) => return Step::Broken(self.settle(frames::not_ours(cause, true))),
+        };
+        match &response {
             Response::Error(error) if error.kind == ErrorKind::Unavailable && !error.maybe_applied => {
                 let wait = Duration::from_millis(u64::from(error.retry_after_ms));
                 match self.pause(wait, Error::from_wire(error)) {
-                    Ok(pause) => Verdict::Again(pause),
-                    Err(error) => Verdict::Fail(error),
+                    Ok(pause) => Step::Again(pause),
+                    Err(error) => Step::Done(Err(error)),
                 }
             }
-            Response::Error(error) => Verdict::Fail(self.settle(Error::from_wire(error))),
+            Response::Error(error) => Step::Done(Err(self.settle(Error::from_wire(error)))),
             Response::Refused { .. } | Response::Conflict { .. } if self.ambiguous => {
                 let source =
                     std::io::Error::other("an earlier sending of this write may be what it is refused for");
-                Verdict::Fail(Error::Lost { maybe_applied: true, source })
+                Step::Done(Err(Error::Lost { maybe_applied: true, source }))
             }
-            _ => Verdict::Take,
+            _ => Step::Done(read(response).map_err(|error| self.settle(error))),
         }
     }
 
@@ -208,7 +217,7 @@ pub(crate) fn deadline_after(wait: Duration) -> Instant {
 mod tests {
     use std::io;
 
-    use kv_proto::wire::WireError;
+    use kv_proto::wire::{FRAME_HEADER_BYTES, WireError, encode_into};
 
     use super::*;
     use crate::options::Builder;
@@ -246,16 +255,22 @@ mod tests {
         assert!(attempts(Repeat::Never).lost(Failure::Sent(gone())).unwrap_err().maybe_applied());
     }
 
+    fn step(attempts: &mut Attempts, response: Response<'_>) -> Step<()> {
+        let mut frame = Vec::new();
+        encode_into(&mut frame, &response);
+        attempts.answered(&frame[FRAME_HEADER_BYTES..], &mut |_| Ok(()))
+    }
+
     #[test]
     fn a_refused_repetition_may_mean_that_the_first_sending_was_applied() {
         let mut attempts = attempts(Repeat::Guarded);
-        assert!(matches!(attempts.judge(&Response::Refused { version: None }), Verdict::Take));
+        assert!(matches!(step(&mut attempts, Response::Refused { version: None }), Step::Done(Ok(()))));
         attempts.lost(Failure::Sent(gone())).unwrap();
-        let Verdict::Fail(error) = attempts.judge(&Response::Refused { version: Some(9) }) else {
+        let Step::Done(Err(error)) = step(&mut attempts, Response::Refused { version: Some(9) }) else {
             panic!("taken")
         };
         assert!(error.maybe_applied());
-        assert!(matches!(attempts.judge(&Response::Written { version: 9 }), Verdict::Take));
+        assert!(matches!(step(&mut attempts, Response::Written { version: 9 }), Step::Done(Ok(()))));
     }
 
     #[test]
@@ -267,7 +282,7 @@ mod tests {
         assert!(error.maybe_applied());
         let denied =
             WireError { kind: ErrorKind::Denied, message: "no", maybe_applied: false, retry_after_ms: 0 };
-        let Verdict::Fail(error) = attempts.judge(&Response::Error(denied)) else { panic!("taken") };
+        let Step::Done(Err(error)) = step(&mut attempts, Response::Error(denied)) else { panic!("taken") };
         assert!(error.maybe_applied());
     }
 

@@ -4,6 +4,7 @@
 //! in the library or in `cli`; nothing is decided here.
 
 mod cli;
+mod demo;
 
 use std::process::ExitCode;
 

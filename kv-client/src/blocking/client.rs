@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
-use kv_proto::wire::{Effect, Response, Scope, decode};
+use kv_proto::wire::{Effect, Response, Scope};
 
 use super::cache::Cache;
 use super::connection::Connection;
@@ -17,11 +17,10 @@ use crate::answers::{CacheInfo, Committed, Metric};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
-use crate::frames;
 use crate::lock::Lock;
-use crate::ops::{self, Call, Repeat, Sending};
+use crate::ops::{self, Call, Sending};
 use crate::options::{Builder, Settings};
-use crate::retry::{Attempts, Failure, Outage, Verdict};
+use crate::retry::{Attempts, Failure, Outage, Step};
 
 /// A blocking client: cheap to clone, shared by threads, safe across `fork`.
 ///
@@ -256,7 +255,7 @@ impl Client {
     pub(super) fn call_with<T>(
         &self,
         sending: &Sending,
-        read: impl FnOnce(Response<'_>) -> Result<T>,
+        mut read: impl FnMut(Response<'_>) -> Result<T>,
     ) -> Result<T> {
         let Shared { settings, pool, direct } = &*self.shared;
         if let Some(engine) = direct {
@@ -284,26 +283,16 @@ impl Client {
                     continue;
                 }
             };
-            let response = match decode::<Response<'_>>(connection.answer(frame)) {
-                Ok(response) => response,
-                Err(cause) => {
-                    return Err(attempts.settle(frames::not_ours(cause, sending.repeat != Repeat::Harmless)));
-                }
-            };
-            match attempts.judge(&response) {
-                Verdict::Take => {
-                    let result = read(response).map_err(|error| attempts.settle(error));
+            match attempts.answered(connection.answer(frame), &mut read) {
+                Step::Done(result) => {
                     pool.give_back(connection, settings);
                     return result;
                 }
-                Verdict::Again(pause) => {
+                Step::Again(pause) => {
                     pool.give_back(connection, settings);
                     std::thread::sleep(pause);
                 }
-                Verdict::Fail(error) => {
-                    pool.give_back(connection, settings);
-                    return Err(error);
-                }
+                Step::Broken(error) => return Err(error),
             }
         }
     }

@@ -9,7 +9,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kv_proto::limits::SOCKET_PATH_BYTES_MAX;
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -58,8 +57,7 @@ impl Connection {
             Ok(frame) => frame,
             Err(Broken::Io(error)) => {
                 let error = said.err().map_or(error, |(_, error)| error);
-                let message = format!("no welcome, perhaps this user is not allowed: {error}");
-                return Err(Refusal::Nobody(io::Error::new(error.kind(), message)));
+                return Err(Refusal::Nobody(frames::no_welcome(error)));
             }
             Err(Broken::Frame(cause)) => return Err(Refusal::Said(frames::not_ours(cause, false))),
         };
@@ -191,11 +189,7 @@ fn lost(source: io::Error, maybe_applied: bool, attempts: &Attempts) -> Error {
 
 /// Connects within the deadline: on a Unix socket, connecting waits while the daemon's backlog is full.
 fn dial(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
-    let bytes = path.as_os_str().len();
-    if bytes > SOCKET_PATH_BYTES_MAX {
-        let message = format!("the path is {bytes} bytes, limit is {SOCKET_PATH_BYTES_MAX}");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    }
+    places::check_path(path)?;
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());

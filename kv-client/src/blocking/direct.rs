@@ -4,14 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kv_proto::wire::{FRAME_HEADER_BYTES, Response, decode};
+use kv_proto::wire::{FRAME_HEADER_BYTES, Response};
 
 use super::client::Client;
-use crate::error::{Error, Result};
-use crate::frames;
+use crate::error::Result;
 use crate::ops::Sending;
 use crate::options::Builder;
-use crate::retry::{Attempts, Verdict};
+use crate::retry::{Attempts, Step};
 
 /// An engine that answers requests in the caller's thread. `kvd::Embedded` is one.
 pub trait Direct: Send + Sync {
@@ -39,18 +38,16 @@ pub(super) fn call<T>(
     engine: &dyn Direct,
     sending: &Sending,
     mut attempts: Attempts,
-    read: impl FnOnce(Response<'_>) -> Result<T>,
+    mut read: impl FnMut(Response<'_>) -> Result<T>,
 ) -> Result<T> {
     let mut answer = Vec::new();
     loop {
         answer.clear();
         engine.call(&sending.frame[FRAME_HEADER_BYTES..], &mut answer, attempts.deadline());
-        let response: Response<'_> =
-            decode(&answer[FRAME_HEADER_BYTES..]).map_err(|cause| frames::not_ours(cause, true))?;
-        match attempts.judge(&response) {
-            Verdict::Take => return read(response).map_err(|error: Error| attempts.settle(error)),
-            Verdict::Again(pause) => std::thread::sleep(pause),
-            Verdict::Fail(error) => return Err(error),
+        match attempts.answered(&answer[FRAME_HEADER_BYTES..], &mut read) {
+            Step::Done(result) => return result,
+            Step::Again(pause) => std::thread::sleep(pause),
+            Step::Broken(error) => return Err(error),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::scanning::Cursor;
 /// for page in products.scan("lego:").keys_max(1).values() {
 ///     found.extend(page?.items.into_iter().map(|(_, entry)| entry.value));
 /// }
+/// found.sort();
 /// assert_eq!(found, [b"castle", b"rocket"]);
 /// # Ok::<(), kv_client::Error>(())
 /// ```

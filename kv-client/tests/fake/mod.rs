@@ -3,6 +3,8 @@
 //! Used by the tests of this folder only. What a real daemon does is tested against a real daemon; this one speaks just
 //! enough of the wire to be failed by.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;

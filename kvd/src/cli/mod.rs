@@ -45,6 +45,7 @@ Exit codes:
 Durations are written as 250ms, 90s, 5m, 1h30m; sizes as 4096, 512KiB, 256MiB, 1g.
 
 Examples:
+  kvd demo                                   see what it does, in some seconds
   kvd serve                                  start a daemon for this user
   kvd put product 42 rocket --ttl 5m         put an item
   kvd get product 42                         read it
@@ -79,6 +80,7 @@ enum Command {
     Sync(sync::Args),
     Ping(ping::Args),
     Completions(completions::Args),
+    Demo(Box<crate::demo::Args>),
 }
 
 /// Parses the command line, runs the command, says what went wrong.
@@ -101,6 +103,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),
         Command::Completions(args) => completions::run(&args),
+        Command::Demo(args) => return crate::demo::run(*args, common.json),
     };
     match outcome {
         Ok(exit) => exit.into(),

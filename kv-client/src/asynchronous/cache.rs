@@ -1,0 +1,519 @@
+//! The operations on one cache, async.
+//!
+//! Called by applications. Each method builds its request in `ops` and hands it to the client; nothing is decided here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::wire::{Effect, Scope};
+
+use super::client::Client;
+use super::scan::Scan;
+use crate::answers::{Committed, Entry, Life, PutOutcome};
+use crate::batch::BatchData;
+use crate::error::Result;
+use crate::many::GetMany;
+use crate::ops;
+use crate::options::{Initial, PutOptions, Sliding, Ttl};
+
+/// One cache: a named space of keys with its own budget, lives and durability. Cheap to clone. Keys are 1 to 1,024 bytes,
+/// values up to what the daemon takes (1 MiB unless configured).
+#[derive(Debug, Clone)]
+pub struct Cache {
+    client: Client,
+    name: Arc<str>,
+}
+
+impl Cache {
+    pub(super) fn new(client: Client, name: &str) -> Cache {
+        Cache { client, name: name.into() }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The value of a key, if it is there and fresh.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// assert_eq!(cache.get("42").await?.as_deref(), Some(&b"rocket"[..]));
+    /// assert_eq!(cache.get("43").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::get(&self.name, key.as_ref(), None)?).await
+    }
+
+    /// As `get`, and if less than `sliding.below` of its life is left, the item gets `sliding.ttl` from now: for
+    /// sessions.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// use std::time::Duration;
+    /// use kv_client::Sliding;
+    /// cache.put("session", "cart", Duration::from_secs(60)).await?;
+    /// let sliding = Sliding { below: Duration::from_secs(1_000), ttl: Duration::from_secs(2_000) };
+    /// assert!(cache.get_sliding("session", sliding).await?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn get_sliding(&self, key: impl AsRef<[u8]>, sliding: Sliding) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::get(&self.name, key.as_ref(), Some(sliding))?).await
+    }
+
+    /// The value with all that is known about it; stale items too.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// let entry = cache.get_entry("42").await?.expect("just put");
+    /// assert_eq!(entry.value, b"rocket");
+    /// assert_eq!(entry.freshness, kv_client::Freshness::Fresh);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
+        self.client.call(ops::get_entry(&self.name, key.as_ref())?).await
+    }
+
+    /// As `get`, into a buffer that is used again: whether there was an item. The buffer is emptied first.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// let mut value = Vec::new();
+    /// assert!(cache.get_into("42", &mut value).await?);
+    /// assert_eq!(value, b"rocket");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn get_into(&self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool> {
+        value.clear();
+        let sending = ops::get_sending(&self.name, key.as_ref(), None)?;
+        let found = self
+            .client
+            .call_with(sending, |response| ops::read_value(response, |bytes| value.extend_from_slice(bytes)))
+            .await?;
+        Ok(found.is_some())
+    }
+
+    /// The values of many keys, in their order, all of one moment.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put_many([("1", "castle"), ("2", "rocket")], None).await?;
+    /// let values = cache.get_many(&["2", "none", "1"]).await?;
+    /// assert_eq!(values, [Some(b"rocket".to_vec()), None, Some(b"castle".to_vec())]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the cache changes too fast for so many keys at one moment;
+    /// see also [`Error`](crate::Error).
+    pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
+        let mut many = GetMany::new(&self.name, keys)?;
+        while let Some(sending) = many.next() {
+            self.client.call_with(sending, |response| many.answered(response)).await?;
+        }
+        Ok(many.values())
+    }
+
+    /// Whether there is a fresh item.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// assert!(cache.contains("42").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.client.call(ops::contains(&self.name, key.as_ref())?).await
+    }
+
+    /// All that is known about an item but its value; stale ones too.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// let entry = cache.describe("42").await?.expect("just put");
+    /// assert_eq!(entry.value_bytes, 6);
+    /// assert!(entry.value.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn describe(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
+        self.client.call(ops::describe(&self.name, key.as_ref())?).await
+    }
+
+    /// How long an item still lives; `None`: there is none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", std::time::Duration::from_secs(60)).await?;
+    /// assert!(matches!(cache.ttl("42").await?, Some(kv_client::Life::Left(left)) if left.as_secs() >= 59));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Option<Life>> {
+        self.client.call(ops::ttl(&self.name, key.as_ref())?).await
+    }
+
+    /// Puts an item with this life, or the cache's default; its version.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// use std::time::Duration;
+    /// let first = cache.put("42", "rocket", Duration::from_secs(60)).await?;
+    /// let second = cache.put("42", "bigger rocket", None).await?;
+    /// assert!(second > first);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Version> {
+        let options = PutOptions { ttl: ttl.into(), ..PutOptions::default() };
+        self.client.call(ops::put_always(&self.name, key.as_ref(), value.as_ref(), &options)?).await
+    }
+
+    /// Puts an item in any way there is.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// use kv_client::{PutOptions, PutOutcome};
+    /// let once = PutOptions::new().if_absent();
+    /// let PutOutcome::Written { version } = cache.put_with("42", "rocket", &once).await? else { panic!("it was there") };
+    /// let again = cache.put_with("42", "other", &once).await?;
+    /// assert_eq!(again, PutOutcome::Refused { version: Some(version) });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: &PutOptions,
+    ) -> Result<PutOutcome> {
+        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options)?).await
+    }
+
+    /// Puts many items, all or none: at most 1,024, and 4 MiB of keys and values.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// let committed = cache.put_many([("1", "castle"), ("2", "rocket")], None).await?;
+    /// assert_eq!(committed.changed, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) beyond the bounds: it is never split. See also [`Error`](crate::Error).
+    pub async fn put_many<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        items: impl IntoIterator<Item = (K, V)>,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<Committed> {
+        let batch = BatchData::puts(&self.name, items, ttl.into());
+        self.client.call(ops::commit(&batch)?).await
+    }
+
+    /// Gives an item another life; its new version, `None`: there is none.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// use kv_client::{Life, Ttl};
+    /// cache.expire("42", Ttl::After(std::time::Duration::from_secs(60))).await?;
+    /// cache.expire("42", Ttl::Never).await?;
+    /// assert_eq!(cache.ttl("42").await?, Some(Life::Forever));
+    /// cache.expire("42", Ttl::Now).await?;
+    /// assert!(!cache.contains("42").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn expire(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Option<Version>> {
+        self.client.call(ops::expire(&self.name, key.as_ref(), ttl)?).await
+    }
+
+    /// Deletes an item: whether there was one.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// assert!(cache.delete("42").await?);
+    /// assert!(!cache.delete("42").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.client.call(ops::delete(&self.name, key.as_ref())?).await
+    }
+
+    /// Deletes many items, all in one commit: how many there were. At most 1,024.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// assert_eq!(cache.delete_many(&["42", "43"]).await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
+        let batch = BatchData::deletes(&self.name, keys);
+        Ok(self.client.call(ops::commit(&batch)?).await?.changed)
+    }
+
+    /// Reads and deletes in one: of several callers one gets it.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// assert_eq!(cache.take("42").await?.as_deref(), Some(&b"rocket"[..]));
+    /// assert_eq!(cache.take("42").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn take(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.client.call(ops::take(&self.name, key.as_ref())?).await
+    }
+
+    /// Adds to a counter; its new value. Where there is none it begins at `initial.value`, *instead of* adding.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// use kv_client::Initial;
+    /// let initial = Initial::value(1).ttl(std::time::Duration::from_secs(60));
+    /// assert_eq!(cache.increment("visits", 1, initial).await?, 1);
+    /// assert_eq!(cache.increment("visits", 5, initial).await?, 6);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the item is no number; see also [`Error`](crate::Error).
+    pub async fn increment(&self, key: impl AsRef<[u8]>, by: i64, initial: Initial) -> Result<i64> {
+        self.client.call(ops::increment(&self.name, key.as_ref(), by, initial)?).await
+    }
+
+    /// Makes all items of the cache gone or stale.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// cache.clear(kv_client::Effect::Gone).await?;
+    /// assert!(!cache.contains("42").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear(&self, effect: Effect) -> Result<Version> {
+        self.client.call(ops::clear(Scope::Cache(&self.name), effect)?).await
+    }
+
+    /// Makes the items of the cache with this tag gone or stale.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// use kv_client::{Effect, PutOptions};
+    /// let _ = cache.put_with("42", "rocket", &PutOptions::new().tag("space")).await?;
+    /// cache.clear_tag("space", Effect::Gone).await?;
+    /// assert!(!cache.contains("42").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        let scope = Scope::Tag { cache: Some(&self.name), tag: tag.as_ref() };
+        self.client.call(ops::clear(scope, effect)?).await
+    }
+
+    /// Makes the items of the cache whose keys start so gone or stale.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("lego:1", "castle", None).await?;
+    /// cache.clear_prefix("lego:", kv_client::Effect::Gone).await?;
+    /// assert!(!cache.contains("lego:1").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear_prefix(&self, prefix: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        let scope = Scope::Prefix { cache: &self.name, prefix: prefix.as_ref() };
+        self.client.call(ops::clear(scope, effect)?).await
+    }
+
+    /// Removes the cache and all its items.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// cache.drop_cache().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn drop_cache(&self) -> Result<Version> {
+        self.client.call(ops::drop_cache(&self.name)?).await
+    }
+
+    /// Scans the keys that start so, page by page.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// # client.cache("product").put("lego:1", "castle", None).await?;
+    /// let mut scan = client.cache("product").scan("lego:");
+    /// while let Some(page) = scan.next_page().await? {
+    ///     for (key, entry) in page.items {
+    ///         println!("{key:?}: {} bytes", entry.value_bytes);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
+        Scan::new(self.client.clone(), &self.name, prefix.as_ref())
+    }
+}

@@ -1,0 +1,485 @@
+//! The async client's calls: which connection each takes, and trying again.
+//!
+//! Called by applications, by [`Cache`] and [`Scan`](super::Scan).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_proto::Version;
+use kv_proto::wire::{Effect, Response, Scope};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout_at};
+
+use super::cache::Cache;
+use super::link::Link;
+use super::pipe::Lane;
+use crate::answers::{CacheInfo, Committed, Metric};
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::fork::{Generation, Inherited};
+use crate::limits::WAITING_CONNECTIONS_MAX;
+use crate::lock::Lock;
+use crate::ops::{self, Call, Sending};
+use crate::options::{Builder, Settings};
+use crate::retry::{Attempts, Failure, Outage, Step};
+
+/// An async client: cheap to clone, shared by tasks, safe across `fork`. It needs a tokio runtime with I/O and time, and
+/// its connections live on the runtime that first used them.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), kv_client::Error> {
+/// # let server = kvd::testing::server();
+/// use std::time::Duration;
+/// use kv_client::Client;
+/// let client = Client::builder().socket(server.socket()).build().await?;
+/// let products = client.cache("product");
+/// products.put("42", "rocket", Duration::from_secs(60)).await?;
+/// assert_eq!(products.get("42").await?.as_deref(), Some(&b"rocket"[..]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+    op_timeout: Duration,
+}
+
+struct Shared {
+    settings: Settings,
+    lanes: Generation<Lanes>,
+}
+
+/// The connections of one process.
+struct Lanes {
+    reads: Lane,
+    writes: Lane,
+    /// Turns for requests that may wait, and the connections nobody uses just now.
+    waits: Semaphore,
+    idle: Lock<Vec<Link>>,
+    outage: Outage,
+}
+
+impl Default for Lanes {
+    fn default() -> Lanes {
+        Lanes {
+            reads: Lane::default(),
+            writes: Lane::default(),
+            waits: Semaphore::new(WAITING_CONNECTIONS_MAX),
+            idle: Lock::default(),
+            outage: Outage::default(),
+        }
+    }
+}
+
+impl Inherited for Lanes {
+    /// The parent's streams are left alone: they hang on its runtime.
+    fn begin_anew(&self) -> Lanes {
+        Lanes::default()
+    }
+}
+
+impl Builder<Client> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`](crate::Error::Unreachable) lists each place tried and why not.
+    pub async fn build(self) -> Result<Client> {
+        let client = self.build_lazy();
+        client.ping().await?;
+        Ok(client)
+    }
+
+    /// Connects when it is first used: for a parent process that forks workers, and for programs that start before the
+    /// daemon does.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// let client = kv_client::Client::builder().socket(server.socket()).build_lazy();
+    /// client.ping().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn build_lazy(self) -> Client {
+        let op_timeout = self.settings.op_timeout;
+        let shared = Shared { settings: self.settings, lanes: Generation::new(Lanes::default()) };
+        Client { shared: Arc::new(shared), op_timeout }
+    }
+}
+
+impl Client {
+    /// Connects to the daemon of this user or host: `KVD_SOCKET`, else `$XDG_RUNTIME_DIR/kvd/kvd.sock`, else
+    /// `/run/kvd/kvd.sock`.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// let client = kv_client::Client::connect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`](crate::Error::Unreachable) lists each place tried and why not.
+    pub async fn connect() -> Result<Client> {
+        Client::builder().build().await
+    }
+
+    /// Says more about the client before it connects.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// let client = kv_client::Client::builder().socket(server.socket()).name("mailer").build().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> Builder<Client> {
+        Builder::new()
+    }
+
+    /// The same client, with another bound for the time a call takes. Connections are shared.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.with_op_timeout(std::time::Duration::from_secs(30)).sync().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_op_timeout(&self, op_timeout: Duration) -> Client {
+        Client { shared: Arc::clone(&self.shared), op_timeout }
+    }
+
+    /// A cache of this name. Nothing is sent; the first write creates it where the daemon allows that.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let products = client.cache("product");
+    /// assert_eq!(products.name(), "product");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cache(&self, name: &str) -> Cache {
+        Cache::new(self.clone(), name)
+    }
+
+    /// Begins a batch: checks and writes that happen together or not at all.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.batch().put("cart", "7", "rocket", None).delete("seen", "7").commit().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn batch(&self) -> Batch<Client> {
+        Batch::new(self.clone())
+    }
+
+    /// Makes all items of all caches gone or stale.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// client.clear_all(kv_client::Effect::Gone).await?;
+    /// assert_eq!(client.cache("product").get("42").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear_all(&self, effect: Effect) -> Result<Version> {
+        self.call(ops::clear(Scope::Everything, effect)?).await
+    }
+
+    /// Makes the items with this tag gone or stale, in all caches.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use kv_client::{Effect, PutOptions, PutOutcome};
+    /// let outcome = client.cache("page").put_with("/42", "<html>", &PutOptions::new().tag("sku:42")).await?;
+    /// assert!(matches!(outcome, PutOutcome::Written { .. }));
+    /// client.clear_tag("sku:42", Effect::Gone).await?;
+    /// assert_eq!(client.cache("page").get("/42").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
+        self.call(ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?).await
+    }
+
+    /// Asks the daemon for a sign of life.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.ping().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn ping(&self) -> Result<()> {
+        self.call(ops::ping()).await
+    }
+
+    /// Makes everything acknowledged so far durable, and waits for that.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("order").put("1001", "rocket", None).await?;
+    /// client.sync().await?; // survives power loss from here on
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn sync(&self) -> Result<()> {
+        self.call(ops::sync()).await
+    }
+
+    /// What the command line asks for.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// assert!(!client.admin().stats().await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin { client: self.clone() }
+    }
+
+    pub(super) async fn call<T>(&self, call: Call<T>) -> Result<T> {
+        self.call_with(call.sending, call.read).await
+    }
+
+    /// Sends a request, again where that is right, and reads its answer.
+    pub(super) async fn call_with<T>(
+        &self,
+        sending: Sending,
+        mut read: impl FnMut(Response<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let Shared { settings, lanes } = &*self.shared;
+        let lanes = lanes.here();
+        let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
+        loop {
+            let exchanged = match sending.lane {
+                ops::Lane::Reads => lanes.pipelined(&lanes.reads, settings, &sending, &mut attempts).await?,
+                ops::Lane::Writes => {
+                    lanes.pipelined(&lanes.writes, settings, &sending, &mut attempts).await?
+                }
+                ops::Lane::Waits => lanes.alone(settings, &sending, &mut attempts).await?,
+            };
+            let pause = match exchanged {
+                Ok(body) => match attempts.answered(&body, &mut read) {
+                    Step::Done(result) => return result,
+                    Step::Again(pause) => pause,
+                    Step::Broken(error) => return Err(error),
+                },
+                Err(Failure::NotSent(error @ Error::TooLarge { .. })) => return Err(error),
+                Err(failure) => attempts.lost(failure)?,
+            };
+            sleep(pause).await;
+        }
+    }
+}
+
+impl Lanes {
+    async fn pipelined(
+        &self,
+        lane: &Lane,
+        settings: &Settings,
+        sending: &Sending,
+        attempts: &mut Attempts,
+    ) -> Result<Result<Vec<u8>, Failure>> {
+        let pipe = lane.pipe(settings, &self.outage, attempts).await?;
+        Ok(pipe.exchange(sending, attempts).await)
+    }
+
+    /// With a connection to itself, for requests that may wait for the disk. If the future is dropped, the connection is
+    /// closed: nobody else gets the answer.
+    async fn alone(
+        &self,
+        settings: &Settings,
+        sending: &Sending,
+        attempts: &mut Attempts,
+    ) -> Result<Result<Vec<u8>, Failure>> {
+        let turn = timeout_at(attempts.deadline().into(), self.waits.acquire()).await;
+        let _turn =
+            turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed");
+        loop {
+            let idle = self.idle.lock().pop();
+            let pooled = idle.is_some();
+            let mut link = match idle {
+                Some(link) => link,
+                None => connect(settings, &self.outage, attempts).await?,
+            };
+            match link.exchange(sending, attempts).await {
+                Ok(frame) => {
+                    let body = link.inbox.frame(frame).to_vec();
+                    let mut idle = self.idle.lock();
+                    if idle.len() < settings.idle_connections_max {
+                        idle.push(link);
+                    }
+                    return Ok(Ok(body));
+                }
+                // The daemon has gone since: so have the other connections to it. At most the pool's number of times.
+                Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
+                Err(failure) => return Ok(Err(failure)),
+            }
+        }
+    }
+}
+
+/// Connects, again while that is right.
+pub(super) async fn connect(settings: &Settings, outage: &Outage, attempts: &mut Attempts) -> Result<Link> {
+    loop {
+        match Link::open(settings, attempts.connect_deadline()).await {
+            Ok(link) => {
+                outage.over();
+                return Ok(link);
+            }
+            Err(error) => sleep(attempts.not_connected(error, outage)?).await,
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("settings", &self.shared.settings)
+            .field("op_timeout", &self.op_timeout)
+            .finish()
+    }
+}
+
+impl Batch<Client> {
+    /// Applies everything, or nothing.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`](crate::Error::Conflict) names the first check that did not hold. A batch that insists on the
+    /// version of something it writes is repeated after a lost connection; another one is not.
+    pub async fn commit(self) -> Result<Committed> {
+        let call = ops::commit(&self.data)?;
+        self.client.call(call).await
+    }
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    /// Counters, gauges and latencies.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let metrics = client.admin().stats().await?;
+    /// assert!(metrics.iter().all(|metric| metric.name.starts_with("kvd_")));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn stats(&self) -> Result<Vec<Metric>> {
+        self.client.call(ops::stats()).await
+    }
+
+    /// The caches there are.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// assert!(client.admin().caches().await?.iter().any(|cache| cache.name == "product"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn caches(&self) -> Result<Vec<CacheInfo>> {
+        self.client.call(ops::caches()).await
+    }
+
+    /// As [`Client::ping`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.admin().ping().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn ping(&self) -> Result<()> {
+        self.client.ping().await
+    }
+
+    /// As [`Client::sync`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.admin().sync().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn sync(&self) -> Result<()> {
+        self.client.sync().await
+    }
+}

@@ -1,0 +1,140 @@
+//! One async connection: connect, hello, bytes out, frames in; and whole exchanges for those that have it to themselves.
+//!
+//! Called by `client` and `pipe`. A link that failed, or whose exchange was dropped half-way, is never used again.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::net::{SendFlags, send};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::time::timeout_at;
+
+use crate::error::{Attempt, Error, Result};
+use crate::frames::{self, Inbox, Terms};
+use crate::ops::Sending;
+use crate::options::Settings;
+use crate::places::{self, Place};
+use crate::retry::{Attempts, Failure, fits};
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(super) stream: UnixStream,
+    pub(super) inbox: Inbox,
+    pub(super) terms: Terms,
+}
+
+/// Why there is no answer.
+pub(super) enum Broken {
+    Io(io::Error),
+    Frame(kv_proto::wire::FrameError),
+}
+
+impl Broken {
+    /// The error for a request that was under way. Not for a clone of it: each gets its own.
+    pub(super) fn error(&self, maybe_applied: bool) -> Error {
+        match self {
+            Broken::Io(error) => {
+                let source = io::Error::new(error.kind(), error.to_string());
+                Error::Lost { maybe_applied, source }
+            }
+            Broken::Frame(cause) => frames::not_ours(cause.clone(), maybe_applied),
+        }
+    }
+}
+
+impl Link {
+    /// Connects to the first daemon there is.
+    pub(crate) async fn open(settings: &Settings, deadline: Instant) -> Result<Link> {
+        let mut tried = Vec::new();
+        for Place { path, origin } in places::search(settings.socket.as_deref()) {
+            let opened = timeout_at(deadline.into(), Link::open_at(&path, &settings.name)).await;
+            match opened.unwrap_or_else(|_elapsed| Err(Refusal::Nobody(io::ErrorKind::TimedOut.into()))) {
+                Ok(link) => return Ok(link),
+                Err(Refusal::Nobody(reason)) => tried.push(Attempt { path, origin, reason }),
+                Err(Refusal::Said(error)) => return Err(error),
+            }
+        }
+        Err(Error::Unreachable { tried })
+    }
+
+    async fn open_at(path: &Path, name: &str) -> Result<Link, Refusal> {
+        places::check_path(path).map_err(Refusal::Nobody)?;
+        let stream = UnixStream::connect(path).await.map_err(Refusal::Nobody)?;
+        let terms = Terms { value_bytes_max: 0, frame_bytes_max: 0 };
+        let mut link = Link { stream, inbox: Inbox::new(), terms };
+        // A daemon that turns us away by our credentials closes before it reads; its reason, if any, is still to be had.
+        let said = write_all(&link.stream, &frames::hello(name), &mut 0).await;
+        let frame = match read_frame(&link.stream, &mut link.inbox).await {
+            Ok(frame) => frame,
+            Err(Broken::Io(error)) => {
+                return Err(Refusal::Nobody(frames::no_welcome(said.err().unwrap_or(error))));
+            }
+            Err(Broken::Frame(cause)) => return Err(Refusal::Said(frames::not_ours(cause, false))),
+        };
+        link.terms = frames::welcome(link.inbox.frame(frame)).map_err(Refusal::Said)?;
+        link.inbox.welcomed(link.terms);
+        Ok(link)
+    }
+
+    /// Sends a request and waits for its answer, with the link to itself.
+    pub(super) async fn exchange(
+        &mut self,
+        sending: &Sending,
+        attempts: &Attempts,
+    ) -> Result<Range<usize>, Failure> {
+        fits(sending, self.terms).map_err(Failure::NotSent)?;
+        if !self.inbox.is_empty() {
+            let message = "the daemon sent something nobody asked for".to_owned();
+            return Err(Failure::NotSent(Error::Protocol { message, maybe_applied: false, source: None }));
+        }
+        let deadline = attempts.deadline().into();
+        let mut written = 0;
+        match timeout_at(deadline, write_all(&self.stream, &sending.frame, &mut written)).await {
+            Ok(Ok(())) => {}
+            // The daemon executes whole frames only.
+            Ok(Err(source)) => return Err(Failure::NotSent(Error::Lost { maybe_applied: false, source })),
+            Err(_elapsed) => return Err(Failure::NotSent(attempts.timed_out(false))),
+        }
+        match timeout_at(deadline, read_frame(&self.stream, &mut self.inbox)).await {
+            Ok(Ok(frame)) => Ok(frame),
+            Ok(Err(broken)) => Err(Failure::Sent(broken.error(true))),
+            Err(_elapsed) => Err(Failure::Sent(attempts.timed_out(true))),
+        }
+    }
+}
+
+enum Refusal {
+    Nobody(io::Error),
+    Said(Error),
+}
+
+/// Writes everything, counting in `written` how far it got.
+pub(super) async fn write_all(stream: &UnixStream, bytes: &[u8], written: &mut u64) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // NOSIGNAL: a host program may not ignore SIGPIPE. A closed peer is known here, before anything is sent.
+        let n = stream.async_io(Interest::WRITABLE, || Ok(send(stream, rest, SendFlags::NOSIGNAL)?)).await?;
+        rest = &rest[n..];
+        *written += n as u64;
+    }
+    Ok(())
+}
+
+/// Waits for the next frame, to be read from the inbox.
+pub(super) async fn read_frame(stream: &UnixStream, inbox: &mut Inbox) -> Result<Range<usize>, Broken> {
+    loop {
+        if let Some(frame) = inbox.next().map_err(Broken::Frame)? {
+            return Ok(frame);
+        }
+        stream.readable().await.map_err(Broken::Io)?;
+        match stream.try_read(inbox.space()) {
+            Ok(0) => return Err(Broken::Io(frames::closed())),
+            Ok(n) => inbox.received(n),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(Broken::Io(error)),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The async client, on tokio: the same methods as [`blocking`](crate::blocking).
+//!
+//! Requests that wait for nothing share one pipelined connection, plain writes another; those that may wait for the disk
+//! have one each while they last. Dropping a call's future never harms the others: what was not written yet is not sent,
+//! and an answer that nobody awaits is thrown away in its turn.
+
+mod cache;
+mod client;
+mod link;
+mod pipe;
+mod scan;
+
+pub use cache::Cache;
+pub use client::{Admin, Client};
+pub use scan::Scan;
