@@ -85,7 +85,7 @@ impl Engine {
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.now());
-        let wait = if recovered.report.clean { 0 } else { HEARTBEAT_STALE_MS as u64 };
+        let wait = if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
             clock,
             store,

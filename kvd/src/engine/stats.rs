@@ -35,7 +35,7 @@ impl Engine {
             ("kvd_store_healthy", f64::from(u8::from(store.health == Health::Good))),
             ("kvd_store_faults_total", store.faults as f64),
             ("kvd_store_file_bytes", store.file_bytes as f64),
-            ("kvd_store_live_bytes", store.tree_bytes.iter().map(|(_, bytes)| *bytes as f64).sum()),
+            ("kvd_store_live_bytes", store.tree_bytes.iter().map(|(_, bytes)| *bytes).sum::<u64>() as f64),
             ("kvd_overlay_bytes", store.overlay_bytes as f64),
             ("kvd_pending_records", store.pending_records as f64),
             ("kvd_pending_bytes", store.pending_bytes as f64),
