@@ -125,7 +125,7 @@ impl Storm {
                 for key in [&key, &other] {
                     batch = batch.put("storm", key, &value, long);
                 }
-                let answer = batch.commit().map(|committed| committed.version());
+                let answer = batch.commit().map(|committed| Some(committed.version));
                 self.note(vec![key, other], Some(value), answer)
             }
             90..96 => {

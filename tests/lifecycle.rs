@@ -123,8 +123,14 @@ fn unreadable_and_corrupt_stores_are_refused_and_left_as_they_are() {
 fn store_of_a_newer_format_is_refused_untouched() {
     let home = Home::new();
     home.start().stop();
-    kvd::testing::make_store_newer(home.path());
     let store = home.path().join("store.redb");
+    {
+        let db = redb::Database::open(&store).unwrap();
+        let write = db.begin_write().unwrap();
+        let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
+        write.open_table(meta).unwrap().insert("format", &[99_u8][..]).unwrap();
+        write.commit().unwrap();
+    }
     let before = std::fs::read(&store).unwrap();
     let refused = home.serve().output().unwrap();
     assert_eq!(refused.status.code(), Some(78), "{}", text(&refused.stderr));

@@ -210,7 +210,7 @@ async fn async_client_has_the_same_operations() {
     let _daemon = home.start();
     let client = kv_client::Client::builder().socket(home.socket()).build().await.unwrap();
     let cache = client.cache("c");
-    let version = cache.put("k", "v", LONG).await.unwrap().version();
+    let version = Some(cache.put("k", "v", LONG).await.unwrap());
     assert_eq!(cache.get("k").await.unwrap().as_deref(), Some(&b"v"[..]));
     assert_eq!(Some(cache.get_entry("k").await.unwrap().unwrap().version), version);
     assert!(cache.contains("k").await.unwrap());

@@ -83,7 +83,6 @@ pub enum Life {
 
 /// What became of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "a conditional put may have been refused"]
 pub enum PutOutcome {
     /// Written, as this version.
     Written {

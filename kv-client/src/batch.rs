@@ -2,6 +2,7 @@
 //!
 //! Built by applications, sent by either client: only `commit` differs between them.
 
+use std::borrow::Borrow;
 use std::time::Duration;
 
 use kv_proto::Version;
@@ -130,9 +131,9 @@ impl<C> Batch<C> {
         cache: &str,
         key: impl AsRef<[u8]>,
         value: impl AsRef<[u8]>,
-        options: &PutOptions,
+        options: impl Borrow<PutOptions>,
     ) -> Self {
-        self.data.put(cache, key.as_ref(), value.as_ref(), options.clone());
+        self.data.put(cache, key.as_ref(), value.as_ref(), options.borrow().clone());
         self
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Called by applications. Each method builds its request in `ops` and hands it to the client; nothing is decided here.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -239,9 +240,9 @@ impl Cache {
         &self,
         key: impl AsRef<[u8]>,
         value: impl AsRef<[u8]>,
-        options: &PutOptions,
+        options: impl Borrow<PutOptions>,
     ) -> Result<PutOutcome> {
-        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options)?)
+        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options.borrow())?)
     }
 
     /// Puts many items, all or none: at most 1,024, and 4 MiB of keys and values.
