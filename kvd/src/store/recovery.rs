@@ -510,7 +510,7 @@ fn begin_run(
     let recovered = Recovered {
         sequence_first: first,
         cache_first: fixed.cache_first,
-        stamps: stamps(&state, &layer, &caches),
+        stamps: stamps(&state, &layer),
         caches: recovered_caches(caches, &state),
         dirty,
         report,
@@ -594,15 +594,14 @@ fn down_for(clock: &Clock, is_new_boot: bool, last_boot_ms: i64, last_wall_ms: i
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
-fn stamps(state: &State, layer: &Layer, caches: &BTreeMap<CacheId, CacheRow>) -> Vec<CacheStamps> {
+fn stamps(state: &State, layer: &Layer) -> Vec<CacheStamps> {
     let mut merged = state.stamps.clone();
     for (cache, stamps) in &layer.stamps {
         merged.entry(*cache).or_default().merge(stamps);
     }
-    let known = |cache: &CacheId| caches.is_empty() || caches.contains_key(cache);
     merged
         .into_iter()
-        .filter(|(cache, _)| known(cache) && !layer.dropped.contains(cache))
+        .filter(|(cache, _)| !layer.dropped.contains(cache))
         .map(|(cache, stamps)| CacheStamps {
             cache,
             clear: stamps.clear,
