@@ -284,7 +284,7 @@ impl Log {
 
 /// A file of a simulated disk.
 #[derive(Debug)]
-pub struct SimFile {
+pub(super) struct SimFile {
     disk: SimDisk,
     file: Arc<Mutex<File>>,
     has_blocks: bool,

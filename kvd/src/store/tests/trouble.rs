@@ -22,7 +22,13 @@ fn step_until(flusher: &mut Flusher, health: Health) {
     panic!("the store is {:?} still", flusher.shared.health());
 }
 
-fn try_put(store: &Store, sequence: Version, cache: CacheId, key: &str, value: &str) -> Result<LogNumber, StoreError> {
+fn try_put(
+    store: &Store,
+    sequence: Version,
+    cache: CacheId,
+    key: &str,
+    value: &str,
+) -> Result<LogNumber, StoreError> {
     let change = Change::Put { cache, key: key.as_bytes(), item: item(sequence, value.as_bytes()) };
     let permit = store.admit(&[cache], commit_bytes_max(&[change]), Durability::Behind, Instant::now())?;
     Ok(store.append(permit, sequence, &[change]))
@@ -178,7 +184,12 @@ fn a_failed_sync_is_never_acknowledged_and_a_new_file_takes_the_old_ones_place()
         sequence += 1;
         put(&store, sequence, 1, &format!("tree{i}"), "t");
     }
-    commit(&store, sequence, Durability::Behind, &[Change::CacheCreated { cache: 1, name: "c", settings: b"" }]);
+    commit(
+        &store,
+        sequence,
+        Durability::Behind,
+        &[Change::CacheCreated { cache: 1, name: "c", settings: b"" }],
+    );
     let clear = Change::Clear { cache: 2, scope: Scope::Tag(5), effect: kv_proto::wire::Effect::Gone };
     commit(&store, sequence, Durability::Behind, &[clear]);
     fold_all(&mut flusher);
@@ -275,7 +286,8 @@ fn a_damaged_store_is_set_aside_only_if_that_loses_nothing_durable_or_is_asked_f
     let durable = plain.after_kill();
     durable.damage("store.redb", 3);
     let before = durable.file_bytes("store.redb");
-    let refused = Store::open_by_hand(options("sim"), &Clock::system(), Disk::Sim(durable.clone())).unwrap_err();
+    let refused =
+        Store::open_by_hand(options("sim"), &Clock::system(), Disk::Sim(durable.clone())).unwrap_err();
     assert!(matches!(refused, OpenError::Corrupt { .. }), "{refused}");
     assert!(durable.file_bytes("store.redb") == before);
     let mut asked = options("sim");
@@ -317,4 +329,32 @@ fn a_damaged_item_of_the_tree_is_an_error_and_not_a_value() {
         let read = store.read(1, b"k");
         assert!(matches!(read, Ok(None) | Err(StoreError::Failed { .. })), "{read:?}");
     }
+}
+
+#[test]
+fn a_cache_is_not_logged_again_before_its_last_unlogged_write_is_applied() {
+    let Full { disk, store, mut flusher, sequence } = full();
+    let rewritten = Arc::new(Mutex::new(Vec::new()));
+    store.set_hooks(hooks_noting(&rewritten));
+    let change = Change::Put { cache: PLAIN, key: b"k", item: item(sequence, b"n") };
+    let fill = "n".repeat(8_000);
+    assert!(try_put(&store, sequence, PLAIN, "fill", &fill).is_ok());
+    let permit = store.admit(&[PLAIN], commit_bytes_max(&[change]), Durability::Behind, soon()).unwrap();
+    assert!(permit.is_unlogged());
+    disk.set_free_bytes(1 << 30);
+    step_until(&mut flusher, Health::Good);
+    for _ in 0..5 {
+        flusher.step();
+    }
+    assert!(store.is_dirty(PLAIN) && rewritten.lock().is_empty());
+    // Meanwhile others get permits that would be logged.
+    let other = store.admit(&[PLAIN], 100, Durability::Behind, soon()).unwrap();
+    assert!(!other.is_unlogged());
+    store.append(permit, sequence, &[change]);
+    flusher.step();
+    assert_eq!(*rewritten.lock(), [PLAIN]);
+    let change = Change::Put { cache: PLAIN, key: b"l", item: item(sequence + 1, b"logged") };
+    store.append(other, sequence + 1, &[change]);
+    assert_eq!(get(&store, PLAIN, "l").as_deref(), Some("logged"));
+    assert_eq!(get(&store, PLAIN, "k"), None);
 }
