@@ -16,6 +16,9 @@ use super::pending::record_words;
 use super::record::{Change, LogChange, LogCommit, encode_into, encode_item, generation_and_version};
 use super::shared::{Health, Log, Shared};
 
+/// What the encoding buffers keep after a large commit.
+const BUFFER_BYTES_KEPT: usize = 1 << 20;
+
 /// What `append` answers for a durable commit whose caches went on in memory only after it was admitted: waiting for it fails.
 pub(super) const NEVER_DURABLE: LogNumber = LogNumber::MAX;
 
@@ -26,6 +29,16 @@ pub struct Permit {
     words: u64,
     bytes: usize,
     durability: Durability,
+    state: PermitState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PermitState {
+    /// Room is reserved.
+    Logged,
+    /// Nothing will be logged; the caches are not logged again before this permit is gone.
+    Unlogged,
+    Spent,
 }
 
 impl Permit {
@@ -35,20 +48,23 @@ impl Permit {
         if self.is_unlogged() { usize::MAX } else { self.bytes }
     }
 
-
     /// Whether nothing of the commit will be logged: its caches go on in memory only.
     #[must_use]
     pub fn is_unlogged(&self) -> bool {
-        self.words == 0
+        self.state == PermitState::Unlogged
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.words > 0 {
-            let mut log = self.shared.log.lock();
-            log.reserved_words -= self.words;
-            self.shared.room.notify_all();
+        match self.state {
+            PermitState::Logged => {
+                let mut log = self.shared.log.lock();
+                log.reserved_words -= self.words;
+                self.shared.room.notify_all();
+            }
+            PermitState::Unlogged => self.shared.log.lock().unlogged_permits -= 1,
+            PermitState::Spent => {}
         }
     }
 }
@@ -81,16 +97,23 @@ impl Shared {
             {
                 return Err(error);
             }
-            if !caches.is_empty() && caches.iter().all(|cache| log.dirty.contains(cache)) {
-                return Ok(Permit { shared: self.clone(), words: 0, bytes, durability });
+            let is_unlogged = !caches.is_empty() && caches.iter().all(|cache| log.dirty.contains(cache));
+            if is_unlogged && !log.is_logging_again {
+                log.unlogged_permits += 1;
+                let state = PermitState::Unlogged;
+                return Ok(Permit { shared: self.clone(), words: 0, bytes, durability, state });
             }
             let used = log.head.position - log.tail + log.reserved_words;
             let has_room = used + words <= self.ring.capacity();
             if has_room && self.is_open() {
                 log.reserved_words += words;
-                return Ok(Permit { shared: self.clone(), words, bytes, durability });
+                let state = PermitState::Logged;
+                return Ok(Permit { shared: self.clone(), words, bytes, durability, state });
             }
             if !has_room && self.health() != Health::Good {
+                if caches.is_empty() {
+                    return Err(self.unwell(false).unwrap_or(StoreError::Full));
+                }
                 if let Some(cache) = caches.iter().find(|cache| log.durable_ever.contains(cache)) {
                     tracing::debug!(cache, "refused: the log is full and the cache has durable writes");
                     return Err(self.unwell(false).unwrap_or(StoreError::Full));
@@ -134,9 +157,13 @@ impl Shared {
     pub(super) fn append(&self, mut permit: Permit, sequence: Version, changes: &[Change<'_>]) -> LogNumber {
         let mut guard = self.log.lock();
         let log = &mut *guard;
-        let words = std::mem::take(&mut permit.words);
-        log.reserved_words -= words;
+        let words = permit.words;
+        match std::mem::replace(&mut permit.state, PermitState::Spent) {
+            PermitState::Logged => log.reserved_words -= words,
+            PermitState::Unlogged | PermitState::Spent => log.unlogged_permits -= 1,
+        }
         log.sequence = log.sequence.max(sequence);
+        log.appended = log.appended.max(sequence);
         let records = self.encode(log, sequence, changes);
         if records.is_empty() {
             let is_lost = permit.durability == Durability::Durable && !changes.is_empty();
@@ -160,6 +187,8 @@ impl Shared {
             apply(&mut overlay.active, sequence, &change.logged(record.as_ref()), record.as_ref());
         }
         self.gauges.active_bytes.store(overlay.active.bytes as u64, Ordering::Relaxed);
+        log.payload.shrink_to(BUFFER_BYTES_KEPT);
+        log.scratch.shrink_to(BUFFER_BYTES_KEPT);
         log.head.number
     }
 

@@ -89,15 +89,16 @@ impl Disk {
         }
     }
 
-    /// Bytes that can still be written in the directory.
-    pub(super) fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+    /// Bytes that can still be written in the directory, and bytes of the whole file system.
+    pub(super) fn space(&self, dir: &Path) -> io::Result<(u64, u64)> {
         match self {
             Disk::Files => {
                 let stat = nix::sys::statvfs::statvfs(dir)?;
-                Ok(u64::from(stat.fragment_size()) * u64::from(stat.blocks_available()))
+                let block = u64::from(stat.fragment_size());
+                Ok((block * u64::from(stat.blocks_available()), block * u64::from(stat.blocks())))
             }
             #[cfg(test)]
-            Disk::Sim(sim) => Ok(sim.free_bytes()),
+            Disk::Sim(sim) => Ok((sim.free_bytes(), u64::MAX)),
         }
     }
 
@@ -197,6 +198,20 @@ impl Disk {
             }
             #[cfg(test)]
             Disk::Sim(sim) => sim.rename(from, to),
+        }
+    }
+
+    /// Has the kernel forget what it holds of a file, so that reading it reads the disk. As far as the kernel likes.
+    pub(super) fn forget_cached(&self, dir: &Path, name: &str) {
+        match self {
+            Disk::Files => {
+                if let Ok(file) = open_options().open(dir.join(name)) {
+                    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+                    let _ = nix::fcntl::posix_fadvise(&file, 0, 0, advice);
+                }
+            }
+            #[cfg(test)]
+            Disk::Sim(_) => {}
         }
     }
 

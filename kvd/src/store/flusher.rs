@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use kv_proto::Version;
 use redb::{Database, ReadableDatabase, WriteTransaction};
 
 use super::fold::Fold;
@@ -19,15 +20,18 @@ use super::sweep::Sweep;
 use super::tables::{Fixed, JOURNAL, RESIDENT, STATE, StateKey, journal, put_fixed, put_number};
 
 /// Most bytes of a flush; a larger single commit goes alone.
-const FLUSH_BYTES: usize = 8 << 20;
-/// A chunk of background work ends after this long.
-pub(super) const CHUNK_TIME: Duration = Duration::from_millis(5);
+/// Below a power of two, to which redb rounds what it allocates.
+const FLUSH_BYTES: usize = (8 << 20) - (64 << 10);
+/// A chunk of background work ends after this long …
+const CHUNK_TIME: Duration = Duration::from_millis(5);
+/// … or this long, while somebody waits for flushes.
+const CHUNK_TIME_WAITED: Duration = Duration::from_millis(2);
+/// A flush was waited for within this time: somebody does.
+const WAITED_RECENTLY: Duration = Duration::from_millis(50);
 /// Nothing was appended for this long: what is journalled is folded.
 const IDLE_BEFORE_FOLD: Duration = Duration::from_secs(1);
 /// Reserved sequences are extended when less than this is left.
 const SEQUENCE_MARGIN: u64 = 1 << 31;
-/// Pages made writable ahead of the head, in words.
-const TOUCH_WORDS: u64 = (2 << 20) / 8;
 /// Longest pause of the thread: bounds how late it sees what nobody woke it for.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
@@ -47,6 +51,10 @@ pub(super) struct Flusher {
     pub(super) fixed: Fixed,
     /// The newest record a swap of layers took in, until its flush is done.
     pub(super) freezing: Option<LogNumber>,
+    /// Every change up to this sequence is in the frozen layer or in the tree.
+    pub(super) frozen_sequence: Version,
+    /// The flush that took in the last record of the frozen layer.
+    pub(super) frozen_flush: u64,
     pub(super) fold: Option<Fold>,
     pub(super) sweep: Sweep,
     pub(super) dropped: BTreeSet<CacheId>,
@@ -57,6 +65,7 @@ pub(super) struct Flusher {
     record: Vec<u8>,
     touched: u64,
     last_flush: Instant,
+    last_waited: Instant,
     last_growth: (LogNumber, Instant),
     pub(super) last_space_check: Option<Instant>,
 }
@@ -67,6 +76,8 @@ impl Flusher {
         Flusher {
             fixed,
             freezing: None,
+            frozen_sequence: 0,
+            frozen_flush: 0,
             fold: None,
             sweep: Sweep::new(now),
             dropped,
@@ -75,6 +86,7 @@ impl Flusher {
             record: Vec::new(),
             touched: fixed.mark.position,
             last_flush: now,
+            last_waited: now,
             last_growth: (fixed.mark.number, now),
             last_space_check: None,
             shared,
@@ -90,7 +102,8 @@ impl Flusher {
                 drop(work);
                 return self.finish();
             }
-            if work.wanted <= self.fixed.mark.number && !pause.is_zero() {
+            let is_waited_for = work.wanted > self.fixed.mark.number && self.shared.health() == Health::Good;
+            if !is_waited_for && !pause.is_zero() {
                 self.shared.wake.wait_for(&mut work, pause);
             }
         }
@@ -109,6 +122,13 @@ impl Flusher {
         }
         if self.is_space_short() {
             return self.heal();
+        }
+        let has_dirty = !self.shared.log.lock().dirty.is_empty();
+        if has_dirty {
+            self.log_again();
+        }
+        if self.shared.health() != Health::Good {
+            return Duration::ZERO;
         }
         match self.work() {
             Ok(pause) => pause,
@@ -139,6 +159,8 @@ impl Flusher {
         if self.fold.is_some() {
             self.fold_chunk()?;
             self.evict_chunk()?;
+            // Folds can follow each other for hours.
+            self.sweep_step(now)?;
             return Ok(Duration::ZERO);
         }
         if self.evict_chunk()? {
@@ -158,17 +180,21 @@ impl Flusher {
         Ok(self.shared.options.flush_interval.clamp(Duration::from_millis(1), PAUSE_MAX))
     }
 
-    fn is_flush_due(&self, head: LogNumber, position: u64, now: Instant) -> bool {
+    fn is_flush_due(&mut self, head: LogNumber, position: u64, now: Instant) -> bool {
         let wanted = self.shared.work.lock().wanted;
         let is_waited_for = wanted > self.fixed.mark.number;
         let is_filling = position - self.fixed.mark.position > self.shared.ring.capacity() / 4;
         let is_late = now.duration_since(self.last_flush) >= self.shared.options.flush_interval;
+        if is_waited_for {
+            self.last_waited = now;
+        }
         let is_new = head > self.fixed.mark.number || self.sequence_limit().is_some();
         is_new && (is_waited_for || is_filling || is_late)
     }
 
     fn is_fold_due(&self, now: Instant) -> bool {
-        if self.shared.work.lock().must_sweep && !self.shared.overlay.read().active.is_empty() {
+        let sweep_for = self.shared.work.lock().sweep_for;
+        if sweep_for.is_some_and(|sequence| self.sweep.folded_sequence < sequence) && !self.is_all_folded() {
             return true;
         }
         let gauges = &self.shared.gauges;
@@ -190,8 +216,19 @@ impl Flusher {
         (sequence + SEQUENCE_MARGIN > self.fixed.sequence_limit).then(|| sequence + 2 * SEQUENCE_MARGIN)
     }
 
+    fn is_all_folded(&self) -> bool {
+        let overlay = self.shared.overlay.read();
+        overlay.active.is_empty() && overlay.frozen.is_none()
+    }
+
+    /// How long a chunk of background work may take now.
+    pub(super) fn chunk_time(&self) -> Duration {
+        let is_waited_for = self.shared.clock.instant().duration_since(self.last_waited) < WAITED_RECENTLY;
+        if is_waited_for { CHUNK_TIME_WAITED } else { CHUNK_TIME }
+    }
+
     fn touch_ahead(&mut self, position: u64) {
-        let upto = position + TOUCH_WORDS.min(self.shared.ring.capacity() / 4);
+        let upto = position + self.shared.ring.capacity() / 4;
         if self.touched < upto {
             self.shared.ring.touch(self.touched.max(position), upto);
             self.touched = upto;
@@ -244,6 +281,7 @@ impl Flusher {
         put_fixed(&txn, &fixed)?;
         self.commit(txn, Sync::Durable)?;
         let bytes = if has_records { self.record.len() as u64 } else { 0 };
+        self.record.shrink_to(FLUSH_BYTES);
         self.flushed(fixed, bytes, &durable_new);
         self.last_flush = self.shared.clock.instant();
         let micros = self.last_flush.duration_since(begin).as_micros();
@@ -257,11 +295,16 @@ impl Flusher {
         let mut mark = self.fixed.mark;
         let upto = self.freezing.filter(|swap| mark.number < *swap).map_or(upto, |swap| upto.min(swap));
         journal::begin(&mut self.record);
-        while mark.number < upto && (mark == self.fixed.mark || self.record.len() < FLUSH_BYTES) {
+        while mark.number < upto {
             let at = journal::open(&mut self.record);
             let next = self.shared.ring.read(mark, &mut self.record);
-            mark = next
-                .expect("records between tail and head are whole: they are ours alone until the tail moves");
+            let next =
+                next.expect("records between tail and head are whole: they are ours until the tail moves");
+            if self.record.len() > FLUSH_BYTES && mark != self.fixed.mark {
+                self.record.truncate(at);
+                break;
+            }
+            mark = next;
             journal::close(&mut self.record, at);
         }
         journal::end(&mut self.record);
@@ -291,6 +334,10 @@ impl Flusher {
                 gauges.journal_bytes_active.fetch_add(bytes, Ordering::Relaxed);
             }
             gauges.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        // No flush crosses the swap, so the first to reach it ends there.
+        if self.freezing.is_some_and(|swap| self.fixed.mark.number < swap && fixed.mark.number >= swap) {
+            self.frozen_flush = fixed.flush;
         }
         gauges.sequence_limit.store(fixed.sequence_limit, Ordering::Relaxed);
         if fixed.sequence_limit != self.fixed.sequence_limit {

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::flusher::{CHUNK_TIME, Flusher, Sync};
+use super::flusher::{Flusher, Sync};
 use super::options::CacheId;
 use super::overlay::{Entry, Layer, split};
 use super::record::{generation_and_version, view};
@@ -65,13 +65,19 @@ impl Flusher {
         gauges.fold_permille.store(0, Ordering::Relaxed);
         overlay.frozen = Some(layer);
         self.freezing = Some(log.head.number);
+        self.frozen_sequence = log.appended;
+        self.frozen_flush = self.fixed.flush;
     }
 
     /// Begins to fold the frozen layer, all of which is journalled now.
     pub(super) fn begin_fold(&mut self) {
         let layer = self.shared.overlay.read().frozen.clone().expect("freeze put it there");
-        self.freezing = None;
-        self.fold = Some(Fold::new(layer, self.fixed.flush));
+        let swap = self.freezing.take().expect("freeze came first");
+        assert!(
+            self.fixed.mark.number >= swap,
+            "what is folded is journalled, or a crash loses what the fold overwrites"
+        );
+        self.fold = Some(Fold::new(layer, self.frozen_flush));
     }
 
     /// One chunk.
@@ -80,7 +86,7 @@ impl Flusher {
         let result = self.fold_some(&mut fold);
         match result {
             Ok(true) => {
-                self.end_fold(&fold);
+                self.end_fold();
                 Ok(())
             }
             Ok(false) => {
@@ -188,7 +194,7 @@ impl Flusher {
                 }
                 items += 1;
                 if items % ENTRIES_A_LOOK == 0
-                    && self.shared.clock.instant().duration_since(begin) > CHUNK_TIME
+                    && self.shared.clock.instant().duration_since(begin) > self.chunk_time()
                 {
                     last = Some(key.clone());
                     break;
@@ -229,7 +235,7 @@ impl Flusher {
                 bytes += record.value().len() as u64;
                 records += 1;
             }
-            if self.shared.clock.instant().duration_since(begin) > CHUNK_TIME {
+            if self.shared.clock.instant().duration_since(begin) > self.chunk_time() {
                 break true;
             }
         };
@@ -242,7 +248,7 @@ impl Flusher {
         Ok(has_more)
     }
 
-    fn end_fold(&mut self, fold: &Fold) {
+    fn end_fold(&mut self) {
         let frozen = {
             let mut overlay = self.shared.overlay.write();
             overlay.frozen.take()
@@ -251,7 +257,7 @@ impl Flusher {
         gauges.frozen_bytes.store(0, Ordering::Relaxed);
         gauges.fold_permille.store(1_000, Ordering::Relaxed);
         gauges.folds.fetch_add(1, Ordering::Relaxed);
-        self.sweep.folded_sequence = self.sweep.folded_sequence.max(fold.layer.sequence);
+        self.sweep.folded_sequence = self.sweep.folded_sequence.max(self.frozen_sequence);
         {
             let _log = self.shared.log.lock();
             self.shared.room.notify_all();

@@ -137,9 +137,12 @@ impl Store {
             tail: fixed.mark.position,
             reserved_words: 0,
             sequence: opened.recovered.sequence_first - 1,
+            appended: fixed.sequence,
             payload: Vec::new(),
             scratch: Vec::new(),
             dirty: Default::default(),
+            unlogged_permits: 0,
+            is_logging_again: false,
             durable_ever: opened.state.durable.clone(),
             durable_new: Default::default(),
             cache_first: fixed.cache_first,
@@ -279,6 +282,12 @@ impl Store {
         self.shared.page(from, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded), keys_max)
     }
 
+    /// Bytes of keys and records a cache has in the tree.
+    #[must_use]
+    pub fn tree_bytes(&self, cache: CacheId) -> u64 {
+        self.shared.tree_bytes.lock().get(&cache).copied().unwrap_or(0)
+    }
+
     /// A step of the walk over all keys of all caches in key order, at most `keys_max`.
     ///
     /// # Errors
@@ -356,7 +365,8 @@ impl Store {
 
     /// Asks for a fold and a whole pass of the sweep now; [`Hooks::swept`] tells when it is done.
     pub fn sweep_now(&self) {
-        self.shared.work.lock().must_sweep = true;
+        let appended = self.shared.log.lock().appended;
+        self.shared.work.lock().sweep_for = Some(appended);
         self.shared.wake.notify_one();
     }
 

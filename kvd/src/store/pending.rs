@@ -4,7 +4,8 @@
 //! system call; the pages belong to the kernel, so no death of this process loses a record.
 //!
 //! ```text
-//! word 0..512   header page: magic, format, capacity in words, checksum of these | alive: wall ms, boot ms | sequence limit
+//! word 0..512   header page: magic, format, capacity in words, checksum of these | alive: wall ms, boot ms | sequence limit |
+//!               attempts to open that did not end
 //! then the ring; a record lies in one piece:
 //!   number | payload bytes | checksum | payload, padded to words
 //! ```
@@ -34,6 +35,7 @@ const WORD_CHECKSUM: usize = 3;
 const WORD_ALIVE_WALL: usize = 8;
 const WORD_ALIVE_BOOT: usize = 9;
 const WORD_SEQUENCE: usize = 10;
+const WORD_OPENS: usize = 11;
 
 /// Where a run of records stands: the last one, and where the next is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -133,6 +135,16 @@ impl Ring {
 
     pub(super) fn sequence_limit(&self) -> u64 {
         self.words.load(WORD_SEQUENCE)
+    }
+
+    /// Counts an attempt to open the store; gives how many before it did not end.
+    pub(super) fn begin_open(&self) -> u64 {
+        self.words.fetch_add(WORD_OPENS, 1)
+    }
+
+    /// The attempt has ended, well or with an error.
+    pub(super) fn end_open(&self) {
+        self.words.store(WORD_OPENS, 0);
     }
 
     fn next_lap(&self, position: u64) -> u64 {

@@ -37,6 +37,8 @@ const SEQUENCE_JUMP: u64 = 1 << 32;
 const OPEN_BYTES_MIN: u64 = 1 << 20;
 /// Beside a new pending log.
 const CREATE_BYTES: u64 = 4 << 20;
+/// So many attempts to open in a row did not end: the next one checks the whole file.
+const OPENS_BEFORE_VERIFY: u64 = 2;
 pub(super) const DRAFT_FILE: &str = "store.redb.new";
 
 /// Everything an open store begins with.
@@ -180,11 +182,20 @@ pub(super) fn open(options: &Options, clock: &Clock, disk: &Disk) -> Result<Open
         Found::Missing => (Marks::default(), false),
         Found::Damaged => (Marks::worst(), true),
     };
-    disk.remove(dir, DRAFT_FILE);
     let mut floor = ring.as_ref().map_or(0, Ring::sequence_limit);
     let mut ring = ring;
     let mut set_aside = None;
-    let read = match load(options, disk, ring.as_ref(), marks.is_suspect) {
+    let unended = ring.as_ref().map_or(0, Ring::begin_open);
+    if marks.is_suspect {
+        disk.forget_cached(dir, STORE_FILE);
+    }
+    // redb may panic on a file damaged from outside, unless it checks all of it first, which takes long.
+    let must_verify = marks.is_suspect || unended >= OPENS_BEFORE_VERIFY;
+    let loaded = load(options, disk, ring.as_ref(), must_verify);
+    if let Some(ring) = &ring {
+        ring.end_open();
+    }
+    let read = match loaded {
         Ok(read) => read,
         Err(Trouble::Damage(what)) => {
             if marks.has_durable && !options.set_aside {
@@ -199,6 +210,10 @@ pub(super) fn open(options: &Options, clock: &Clock, disk: &Disk) -> Result<Open
         }
         Err(other) => return Err(other.explain(dir)),
     };
+    if !read.is_new && ring.is_none() {
+        tracing::error!("the pending log is missing or damaged: writes that were not flushed are lost");
+    }
+    disk.remove(dir, DRAFT_FILE);
     let mut opened = begin_run(options, clock, disk, read, ring, marks, are_marks_lost, floor)?;
     opened.recovered.report.set_aside = set_aside;
     Ok(opened)
@@ -206,9 +221,8 @@ pub(super) fn open(options: &Options, clock: &Clock, disk: &Disk) -> Result<Open
 
 fn check_space(options: &Options, disk: &Disk, has_log: bool) -> Result<(), OpenError> {
     let needed_bytes = if has_log { OPEN_BYTES_MIN } else { options.log_bytes() as u64 + CREATE_BYTES };
-    let free = disk
-        .free_bytes(&options.dir)
-        .map_err(|cause| explain_io("asking for space in", &options.dir, cause))?;
+    let (free, _) =
+        disk.space(&options.dir).map_err(|cause| explain_io("asking for space in", &options.dir, cause))?;
     if free < needed_bytes {
         return Err(OpenError::NoSpace { path: options.dir.clone(), needed_bytes });
     }
@@ -510,7 +524,7 @@ fn begin_run(
     let recovered = Recovered {
         sequence_first: first,
         cache_first: fixed.cache_first,
-        stamps: stamps(&state, &layer, &caches),
+        stamps: stamps(&state, &layer),
         caches: recovered_caches(caches, &state),
         dirty,
         report,
@@ -594,15 +608,14 @@ fn down_for(clock: &Clock, is_new_boot: bool, last_boot_ms: i64, last_wall_ms: i
     Duration::from_millis(u64::try_from(ms).unwrap_or(0))
 }
 
-fn stamps(state: &State, layer: &Layer, caches: &BTreeMap<CacheId, CacheRow>) -> Vec<CacheStamps> {
+fn stamps(state: &State, layer: &Layer) -> Vec<CacheStamps> {
     let mut merged = state.stamps.clone();
     for (cache, stamps) in &layer.stamps {
         merged.entry(*cache).or_default().merge(stamps);
     }
-    let known = |cache: &CacheId| caches.is_empty() || caches.contains_key(cache);
     merged
         .into_iter()
-        .filter(|(cache, _)| known(cache) && !layer.dropped.contains(cache))
+        .filter(|(cache, _)| !layer.dropped.contains(cache))
         .map(|(cache, stamps)| CacheStamps {
             cache,
             clear: stamps.clear,

@@ -56,8 +56,10 @@ impl Shared {
         keys: &[&'k [u8]],
     ) -> Result<impl Iterator<Item = Result<Option<StoredItem>, StoreError>> + use<'k>, StoreError> {
         let overlay = self.overlay.read();
-        let entries: Vec<(&'k [u8], Option<Entry>)> =
-            keys.iter().map(|key| (*key, overlay.get(TreeKey::new(cache, key).as_slice()).cloned())).collect();
+        let entries: Vec<(&'k [u8], Option<Entry>)> = keys
+            .iter()
+            .map(|key| (*key, overlay.get(TreeKey::new(cache, key).as_slice()).cloned()))
+            .collect();
         drop(overlay);
         let db = self.database()?;
         let tree = open_tree(&db).map_err(|error| self.read_error(&error))?;

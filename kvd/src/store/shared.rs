@@ -50,7 +50,8 @@ pub struct Hooks {
     pub evicted: Box<Evicted>,
     /// Everything up to this sequence is folded, and every item of the tree was judged since.
     pub swept: Box<Swept>,
-    /// The disk has room again and the cache is logged again, but empty on disk: append what is in memory.
+    /// The disk has room again and the cache is logged again, but empty on disk: have somebody append what is in memory. Must
+    /// not wait: room is made by the thread that calls this.
     pub rewrite: Box<Rewrite>,
 }
 
@@ -81,10 +82,17 @@ pub(super) struct Log {
     pub(super) reserved_words: u64,
     /// Newest sequence seen, of memory-only commits too.
     pub(super) sequence: Version,
+    /// Newest sequence of a commit that came here.
+    pub(super) appended: Version,
     pub(super) payload: Vec<u8>,
     pub(super) scratch: Vec<u8>,
     /// Caches that go on in memory only.
     pub(super) dirty: BTreeSet<CacheId>,
+    /// Permits given out under which nothing is logged. Until they are gone the dirty caches stay so: a write that is in
+    /// memory only must come before the engine writes down what it has.
+    pub(super) unlogged_permits: usize,
+    /// No more such permits: there is space again.
+    pub(super) is_logging_again: bool,
     pub(super) durable_ever: BTreeSet<CacheId>,
     /// Of these, the ones not yet recorded.
     pub(super) durable_new: BTreeSet<CacheId>,
@@ -106,7 +114,8 @@ pub(super) struct Done {
 pub(super) struct Work {
     pub(super) wanted: LogNumber,
     pub(super) must_stop: bool,
-    pub(super) must_sweep: bool,
+    /// Somebody waits for a pass begun after everything up to this sequence is folded.
+    pub(super) sweep_for: Option<Version>,
     /// Keys to record at the clean stop.
     pub(super) resident: Option<Vec<u8>>,
 }
@@ -173,8 +182,12 @@ impl Shared {
     /// Changes the health and wakes whoever waits for room: what they wait for may not come.
     pub(super) fn set_health(&self, health: Health) {
         self.gauges.health.store(health as u8, Ordering::Release);
-        let _log = self.log.lock();
-        self.room.notify_all();
+        {
+            let _log = self.log.lock();
+            self.room.notify_all();
+        }
+        let _done = self.done.lock();
+        self.done_changed.notify_all();
     }
 
     /// The error for what the disk cannot do now.
@@ -233,7 +246,7 @@ impl Shared {
             if done.durable >= number {
                 return Ok(());
             }
-            if done.failed >= number {
+            if done.failed >= number || self.health() != Health::Good {
                 return Err(StoreError::Failed { maybe_applied: true, cause: done.cause.clone() });
             }
             if self.done_changed.wait_until(&mut done, deadline).timed_out() {

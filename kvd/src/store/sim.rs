@@ -199,7 +199,7 @@ impl SimDisk {
 
     pub(super) fn file(&self, name: &str) -> SimFile {
         let file = self.state.lock().files.entry(name.to_owned()).or_default().clone();
-        SimFile { disk: self.clone(), file }
+        SimFile { disk: self.clone(), file, has_blocks: false }
     }
 
     pub(super) fn log(&self) -> Option<Arc<Words>> {
@@ -220,7 +220,9 @@ impl SimDisk {
     }
 
     pub(super) fn write_small(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let file = self.file(name);
+        let mut file = self.file(name);
+        // What has its blocks can be overwritten on a full disk.
+        file.has_blocks = file.len()? >= bytes.len() as u64;
         file.set_len(bytes.len() as u64)?;
         file.write(0, bytes)?;
         file.sync_data()
@@ -282,9 +284,10 @@ impl Log {
 
 /// A file of a simulated disk.
 #[derive(Debug)]
-pub struct SimFile {
+pub(super) struct SimFile {
     disk: SimDisk,
     file: Arc<Mutex<File>>,
+    has_blocks: bool,
 }
 
 impl StorageBackend for SimFile {
@@ -340,7 +343,7 @@ impl StorageBackend for SimFile {
         self.disk.write_one()?;
         {
             let mut state = self.disk.state.lock();
-            if state.free_bytes < data.len() as u64 {
+            if !self.has_blocks && state.free_bytes < data.len() as u64 {
                 state.free_bytes = 0;
                 return Err(io::Error::from_raw_os_error(28));
             }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use kv_proto::Version;
 use redb::{ReadableDatabase, ReadableTable};
 
-use super::flusher::{CHUNK_TIME, Flusher, Sync};
+use super::flusher::{Flusher, Sync};
 use super::options::CacheId;
 use super::overlay::{TreeKey, split};
 use super::record::{check, generation_and_version, view, with_stale};
@@ -112,7 +112,7 @@ impl Flusher {
 
     /// Begins a pass or does a chunk of it when it is time; says whether to go on at once.
     pub(super) fn sweep_step(&mut self, now: Instant) -> Result<bool, redb::Error> {
-        let is_wanted = self.shared.work.lock().must_sweep;
+        let is_wanted = self.shared.work.lock().sweep_for.is_some();
         if !self.sweep.is_running {
             if !is_wanted && now.duration_since(self.sweep.last_pass) < PASS_PAUSE {
                 return Ok(false);
@@ -130,7 +130,7 @@ impl Flusher {
         let log = self.shared.log.lock();
         let overlay = self.shared.overlay.read();
         if overlay.active.is_empty() && overlay.frozen.is_none() {
-            self.sweep.folded_sequence = self.sweep.folded_sequence.max(log.sequence);
+            self.sweep.folded_sequence = self.sweep.folded_sequence.max(log.appended);
         }
         self.sweep.is_running = true;
         self.sweep.cursor = None;
@@ -182,7 +182,8 @@ impl Flusher {
                 }
             }
             found.last = Some(tree_key.to_vec());
-            if count % ITEMS_A_LOOK == 0 && self.shared.clock.instant().duration_since(begin) > CHUNK_TIME / 2
+            if count % ITEMS_A_LOOK == 0
+                && self.shared.clock.instant().duration_since(begin) > self.chunk_time() / 2
             {
                 return Ok(found);
             }
@@ -289,7 +290,10 @@ impl Flusher {
         self.dropped.retain(|cache| !dropped.contains(cache));
         self.sweep.is_running = false;
         self.shared.gauges.sweeps.fetch_add(1, Ordering::Relaxed);
-        self.shared.work.lock().must_sweep = false;
+        {
+            let mut work = self.shared.work.lock();
+            work.sweep_for = work.sweep_for.filter(|wanted| *wanted > sequence);
+        }
         if let Some(hooks) = self.hooks() {
             (hooks.swept)(sequence);
         }
@@ -334,7 +338,8 @@ impl Flusher {
         }
         if !victims.is_empty() {
             let txn = self.begin(Sync::Durable)?;
-            let (keys, versions): (Vec<_>, Vec<_>) = victims.into_iter().map(|(key, version)| ((key, None), version)).unzip();
+            let (keys, versions): (Vec<_>, Vec<_>) =
+                victims.into_iter().map(|(key, version)| ((key, None), version)).unzip();
             let removed = self.remove_in(&txn, &keys)?;
             self.commit(txn, Sync::Durable)?;
             self.shared.gauges.evicted_items.fetch_add(removed, Ordering::Relaxed);
@@ -386,7 +391,8 @@ impl Flusher {
             let (_, key) = split(tree_key);
             let version = if check(cache, key, record) { generation_and_version(record).1 } else { 0 };
             // What is in the overlay is in the journal too: a crash now would bring it back.
-            let is_journalled = || self.shared.overlay.read().get(TreeKey::new(cache, key).as_slice()).is_some();
+            let is_journalled =
+                || self.shared.overlay.read().get(TreeKey::new(cache, key).as_slice()).is_some();
             let may_go = || hooks.as_ref().is_none_or(|hooks| (hooks.evict)(cache, key, version));
             if version > threshold {
                 self.sweep.sample(cache, version);
@@ -394,8 +400,8 @@ impl Flusher {
                 freed += (tree_key.len() + record.len()) as u64;
                 victims.push((tree_key.to_vec(), version));
             }
-            let is_late =
-                count % ITEMS_A_LOOK == 0 && self.shared.clock.instant().duration_since(begin) > CHUNK_TIME;
+            let is_late = count % ITEMS_A_LOOK == 0
+                && self.shared.clock.instant().duration_since(begin) > self.chunk_time();
             if freed >= to_free || is_late {
                 lap.after = Some(tree_key.to_vec());
                 return Ok((victims, false));

@@ -43,6 +43,7 @@ impl Flusher {
             return false;
         }
         tracing::warn!("the disk is full: durable writes are refused until there is space again");
+        self.shared.log.lock().is_logging_again = false;
         self.tell_waiters("the disk is full");
         self.shared.set_health(Health::Full);
         true
@@ -50,7 +51,10 @@ impl Flusher {
 
     fn has_space(&self) -> bool {
         let options = &self.shared.options;
-        self.shared.disk.free_bytes(&options.dir).is_ok_and(|free| free >= options.headroom_bytes)
+        self.shared
+            .disk
+            .space(&options.dir)
+            .is_ok_and(|(free, all)| free >= options.headroom_bytes.min(all / 20))
     }
 
     /// Everybody who waits hears that it may have happened.
@@ -71,6 +75,7 @@ impl Flusher {
         };
         tracing::error!(cause, ?health, "the store failed");
         self.shared.gauges.faults.fetch_add(1, Ordering::Relaxed);
+        self.shared.log.lock().is_logging_again = false;
         // Health first: a durable write admitted from here on is refused, those before are told.
         self.shared.done.lock().cause = cause.to_owned();
         self.shared.set_health(health);
@@ -133,11 +138,7 @@ impl Flusher {
         if self.shared.db.read().is_none() {
             self.reopen()?;
         }
-        if !self.has_space() {
-            return Ok(false);
-        }
-        self.persist_generations()?;
-        Ok(true)
+        Ok(self.has_space())
     }
 
     /// Opens the same file again. Its fixed row decides whether the commit that failed happened.
@@ -179,14 +180,25 @@ impl Flusher {
         self.commit(txn, Sync::Durable)
     }
 
-    /// Logs dirty caches again, and asks the engine to write down what it has of them.
-    fn log_again(&mut self) {
+    /// Logs dirty caches again once no write is under way that counts on their not being logged, and asks the engine to write down what it has of them.
+    pub(super) fn log_again(&mut self) {
+        {
+            let mut log = self.shared.log.lock();
+            log.is_logging_again = !log.dirty.is_empty();
+            if log.dirty.is_empty() || log.unlogged_permits > 0 {
+                return;
+            }
+        }
+        if let Err(error) = self.persist_generations() {
+            self.fail(&error.to_string());
+            return;
+        }
         let dirty = {
             let mut marks = self.shared.marks.lock();
             if marks.dirty.is_empty() {
                 return;
             }
-            // One marked since the generations were written stays marked until the next time.
+            // One marked since the generations were written stays marked until they are written again.
             let mut next = marks.clone();
             let recorded = self.recorded_generations();
             let dirty: Vec<CacheId> = marks
@@ -203,6 +215,7 @@ impl Flusher {
             *marks = next;
             let mut log = self.shared.log.lock();
             log.dirty.retain(|cache| !dirty.contains(cache));
+            log.is_logging_again = !log.dirty.is_empty();
             dirty
         };
         if let Some(hooks) = self.shared.hooks.read().clone() {
@@ -245,13 +258,12 @@ impl Flusher {
         self.fold = None;
         self.freezing = None;
         self.flushed(copied.fixed, 0, &copied.durable);
-        self.sweep.folded_sequence = self.sweep.folded_sequence.max(layer.sequence);
+        self.sweep.folded_sequence = self.sweep.folded_sequence.max(self.frozen_sequence);
         let gauges = &shared.gauges;
         for gauge in [&gauges.journal_bytes, &gauges.journal_records, &gauges.frozen_bytes] {
             gauge.store(0, Ordering::Relaxed);
         }
         gauges.fold_permille.store(1_000, Ordering::Relaxed);
-        self.persist_generations()?;
         let mut marks = shared.marks.lock();
         let mut next = marks.clone();
         next.is_suspect = false;
@@ -282,6 +294,7 @@ impl Flusher {
         gauges.frozen_bytes.store(1 + layer.bytes as u64, Ordering::Relaxed);
         self.fold = None;
         self.freezing = Some(log.head.number);
+        self.frozen_sequence = log.appended;
         (layer, log.head)
     }
 

@@ -109,7 +109,11 @@ enum End {
 fn judge_with(stamps: Arc<Mutex<Vec<CacheStamps>>>) -> Hooks {
     Hooks {
         judge: Box::new(move |cache, key, view| {
-            if is_cleared(&stamps.lock(), cache, key, view.version) { Judgement::Drop } else { Judgement::Keep }
+            if is_cleared(&stamps.lock(), cache, key, view.version) {
+                Judgement::Drop
+            } else {
+                Judgement::Keep
+            }
         }),
         evict: Box::new(|_, _, _| false),
         evicted: Box::new(|_, _, _| {}),
@@ -138,8 +142,7 @@ fn work(store: &Store, flusher: &mut Flusher, disk: &SimDisk, model: &mut Model,
             15 | 16 => {
                 if flusher.fold.is_none() && flusher.freezing.is_none() {
                     flusher.freeze();
-                }
-                if let Some(upto) = flusher.freezing {
+                } else if let Some(upto) = flusher.freezing {
                     if flusher.flush_upto(upto).is_err() {
                         return;
                     }
@@ -172,7 +175,12 @@ fn run(seed: u64, sync_lies: bool) -> Result<u64, String> {
     if sync_lies {
         disk.set_sync_lies();
     }
-    let mut model = Model { states: BTreeMap::from([(0, State::new())]), durable: 0, sequence: 0, clears: Arc::default() };
+    let mut model = Model {
+        states: BTreeMap::from([(0, State::new())]),
+        durable: 0,
+        sequence: 0,
+        clears: Arc::default(),
+    };
     let mut crashes = 0;
     let mut end = End::Kill;
     for round in 0..5 {
@@ -188,10 +196,12 @@ fn run(seed: u64, sync_lies: bool) -> Result<u64, String> {
                 Err(error) => return Err(format!("seed {seed}, round {round}: open after {end:?}: {error}")),
             }
             crashes += 1;
-            (disk, end) = if random.bool() { (disk.after_kill(), end) } else { (disk.after_power_loss(), End::Power) };
+            (disk, end) =
+                if random.bool() { (disk.after_kill(), end) } else { (disk.after_power_loss(), End::Power) };
         };
         disk.cut_after(None);
-        verify(&store, &recovered, &mut model, end).map_err(|what| format!("seed {seed}, round {round}: {what}"))?;
+        verify(&store, &recovered, &mut model, end)
+            .map_err(|what| format!("seed {seed}, round {round}: {what}"))?;
         model.sequence = recovered.sequence_first;
         *model.clears.lock() = recovered.stamps.clone();
         store.set_hooks(judge_with(model.clears.clone()));
@@ -230,13 +240,18 @@ fn verify(store: &Store, recovered: &Recovered, model: &mut Model, end: End) -> 
         return Err(format!("record {} was durable, only {number} were recovered", model.durable));
     }
     if recovered.sequence_first <= model.sequence {
-        return Err(format!("sequence {} was given out, the next run begins at {}", model.sequence, recovered.sequence_first));
+        return Err(format!(
+            "sequence {} was given out, the next run begins at {}",
+            model.sequence, recovered.sequence_first
+        ));
     }
-    let expected = model.states.range(..=number).next_back().map(|(_, state)| state.clone()).unwrap_or_default();
+    let expected =
+        model.states.range(..=number).next_back().map(|(_, state)| state.clone()).unwrap_or_default();
     let found = found(store, &recovered.stamps)?;
     if found != expected {
         let all: std::collections::BTreeSet<_> = found.keys().chain(expected.keys()).collect();
-        let text = |value: Option<&Vec<u8>>| value.map(|value| String::from_utf8_lossy(&value[..20]).into_owned());
+        let text =
+            |value: Option<&Vec<u8>>| value.map(|value| String::from_utf8_lossy(&value[..20]).into_owned());
         let differ = all.iter().filter(|key| found.get(key) != expected.get(key)).map(|key| {
             let (found, expected) = (text(found.get(key)), text(expected.get(key)));
             format!("{}/{}: found {found:?}, expected {expected:?}", key.0, String::from_utf8_lossy(&key.1))
@@ -251,7 +266,10 @@ fn verify(store: &Store, recovered: &Recovered, model: &mut Model, end: End) -> 
 }
 
 fn seed_base() -> u64 {
-    std::env::var("KVD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..1 << 40))
+    std::env::var("KVD_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..1 << 40))
 }
 
 #[test]
@@ -274,4 +292,100 @@ fn a_disk_that_does_not_sync_is_found_out() {
     // Opening may fail in any way, or find what must not be; redb may even stop by a panic.
     let is_caught = |seed| std::panic::catch_unwind(|| run(seed, true).is_err()).unwrap_or(true);
     assert!((base..base + 20).any(is_caught), "twenty runs did not notice that nothing is synced");
+}
+
+fn open_sim(disk: &SimDisk) -> (Arc<Store>, Recovered, Flusher) {
+    Store::open_by_hand(options("sim"), &Clock::system(), Disk::Sim(disk.clone())).expect("opens")
+}
+
+#[test]
+fn records_of_an_earlier_history_are_never_replayed_after_a_later_one() {
+    // Power is lost with a gap: the first pending record did not reach the disk, the second did. The next run writes the very
+    // same bytes in the first one's place and is killed. What follows them on disk is of the earlier history.
+    let mut gaps = 0;
+    for seed in 0..200 {
+        let disk = SimDisk::new(seed);
+        let (store, recovered, flusher) = open_sim(&disk);
+        let sequence = recovered.sequence_first;
+        let value = "v".repeat(5_000);
+        put(&store, sequence, 1, "first", &value);
+        put(&store, sequence + 1, 1, "second", &value);
+        put(&store, sequence + 2, 1, "third", &value);
+        disk.write_back(seed as usize % 40);
+        drop((store, flusher));
+        let disk = disk.after_power_loss();
+        let (store, recovered, flusher) = open_sim(&disk);
+        if recovered.report.pending_records > 0 {
+            continue;
+        }
+        gaps += 1;
+        put(&store, sequence, 1, "first", &value);
+        drop((store, flusher));
+        let (store, recovered, _flusher) = open_sim(&disk.after_kill());
+        assert_eq!(recovered.report.pending_records, 1, "seed {seed}");
+        assert_eq!(get(&store, 1, "first"), Some(value));
+        assert_eq!(get(&store, 1, "second"), None, "seed {seed}");
+    }
+    assert!(gaps > 20, "only {gaps} of 200 power losses left a gap");
+}
+
+#[test]
+fn a_removal_by_the_sweep_never_outlives_the_clear_it_was_judged_by() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let (store, recovered, mut flusher) = open_sim(&disk);
+        let sequence = recovered.sequence_first;
+        put(&store, sequence, 1, "k", "v");
+        fold_all(&mut flusher);
+        let clear = Change::Clear { cache: 1, scope: Scope::All, effect: Effect::Gone };
+        commit(&store, sequence + 1, Durability::Behind, &[clear]);
+        let stamps = CacheStamps { cache: 1, clear: sequence + 1, ..CacheStamps::default() };
+        store.set_hooks(judge_with(Arc::new(Mutex::new(vec![stamps]))));
+        sweep_all(&mut flusher);
+        drop((store, flusher));
+        let (store, recovered, _flusher) = open_sim(&disk.after_power_loss());
+        let has_clear = recovered.stamps.iter().any(|stamps| stamps.clear == sequence + 1);
+        let has_item = store.read(1, b"k").unwrap().is_some();
+        assert!(has_clear || has_item, "seed {seed}: the item is gone and the clear was never made");
+    }
+}
+
+#[test]
+fn an_evicted_item_does_not_come_back_after_its_key_was_forgotten() {
+    for seed in 0..20 {
+        let disk = SimDisk::new(seed);
+        let (store, recovered, mut flusher) = open_sim(&disk);
+        for i in 0..300 {
+            put(&store, recovered.sequence_first + i, 1, &format!("k{i:03}"), &"v".repeat(50));
+        }
+        // The first fold is on stable storage; of the second one only a part is, when items are evicted.
+        fold_all(&mut flusher);
+        for i in 0..100 {
+            put(&store, recovered.sequence_first + 300 + i, 1, &format!("k{i:03}"), &"w".repeat(50));
+        }
+        flusher.freeze();
+        let upto = flusher.freezing.unwrap();
+        flusher.flush_upto(upto).unwrap();
+        flusher.begin_fold();
+        flusher.fold_chunk().unwrap();
+        flusher.fold_chunk().unwrap();
+        let gone = Arc::new(Mutex::new(Vec::new()));
+        let seen = gone.clone();
+        let mut hooks = judge_with(Arc::default());
+        hooks.evict = Box::new(|_, _, _| true);
+        hooks.evicted = Box::new(move |_, key, _| seen.lock().push(key.to_vec()));
+        store.set_hooks(hooks);
+        store.set_disk_bytes_max(1, Some(10_000));
+        for _ in 0..10 {
+            flusher.evict_chunk().unwrap();
+        }
+        assert!(!gone.lock().is_empty());
+        drop((store, flusher));
+        for disk in [disk.after_power_loss(), disk.after_kill()] {
+            let (store, _, _flusher) = open_sim(&disk);
+            for key in gone.lock().iter() {
+                assert!(store.read(1, key).unwrap().is_none(), "seed {seed}");
+            }
+        }
+    }
 }
