@@ -205,7 +205,6 @@ fn bounds_of_the_input_are_named_and_nothing_is_lost() {
         (cache.put(vec![0; 1_025], "v", LONG).unwrap_err(), "1025"),
         (cache.put_with("k", "v", (0..9).fold(PutOptions::new(), |options: PutOptions, n: u8| options.tag(n.to_string()))).unwrap_err(), "9"),
         (cache.put_with("k", "v", PutOptions::new().tag("t".repeat(65))).unwrap_err(), "65"),
-        (cache.get_many(&vec!["k"; 1_025]).unwrap_err(), "1025"),
         (cache.put("k", "v", Duration::from_secs(200 * 366 * 24 * 3_600)).unwrap_err(), "ms"),
     ] {
         assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
@@ -251,8 +250,9 @@ struct SmallDisk {
 impl SmallDisk {
     fn mount(mebibytes: u32) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={mebibytes}m,mode=700");
         let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "kvd-test"])
+            .args(["-t", "tmpfs", "-o", &options, "kvd-test"])
             .arg(dir.path())
             .output();
         match mounted {

@@ -213,6 +213,12 @@ impl Writer {
         Arc::clone(&self.hits)
     }
 
+    /// The seed of its hashes.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// What stands behind it.
     #[must_use]
     pub fn backed(&self) -> Backed {
@@ -340,15 +346,14 @@ impl Writer {
         let taken = |entry: &usize| self.staged_prefixes.iter().any(|staged| staged.0 == *entry);
         let entries = 0..limits::PREFIX_CLEARS_MAX;
         let mut same = entries.clone().filter_map(|entry| stamps::prefix(&self.words, entry));
-        let entry = match same.find(|clear| clear.prefix == prefix && clear.effect == effect) {
-            // A newer clear of the same prefix covers the older one.
-            Some(clear) => clear.index,
-            None => entries
-                .clone()
-                .find(|entry| !taken(entry) && stamps::prefix(&self.words, *entry).is_none())
-                .ok_or(PrefixTableFull)?,
-        };
-        self.staged_prefixes.push((entry, effect, prefix.to_vec(), version));
+        if let Some(clear) = same.find(|clear| clear.prefix == prefix && clear.effect == effect) {
+            // A newer clear of the same prefix covers the older one; its bytes stay, so that it covers at every moment.
+            self.staged_stamps.push((Geometry::prefix_at(clear.index), version));
+        } else {
+            let is_free = |entry: &usize| !taken(entry) && stamps::prefix(&self.words, *entry).is_none();
+            let entry = entries.clone().find(is_free).ok_or(PrefixTableFull)?;
+            self.staged_prefixes.push((entry, effect, prefix.to_vec(), version));
+        }
         self.staged_stamps.push((H_NEWEST_PREFIX, version));
         Ok(())
     }

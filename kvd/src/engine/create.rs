@@ -86,16 +86,23 @@ impl Engine {
     pub(crate) fn make(&self, config: &CacheConfig, items: u64, stamps: &CacheStamps) -> Result<Made, Failure> {
         let side_bytes = side_bytes(config, self.config.value_bytes_max);
         let geometry = Geometry::new(config.memory_bytes - side_bytes, items);
-        self.make_of(config, geometry, side_bytes, stamps)
+        self.make_of(config, geometry, fastrand::u64(..), side_bytes, stamps)
     }
 
-    pub(crate) fn make_of(&self, config: &CacheConfig, geometry: Geometry, side_bytes: u64, stamps: &CacheStamps)
-    -> Result<Made, Failure> {
+    /// A segment of a given division. A cache keeps its `seed` for life: hashes are taken before the mutex is.
+    pub(crate) fn make_of(
+        &self,
+        config: &CacheConfig,
+        geometry: Geometry,
+        seed: u64,
+        side_bytes: u64,
+        stamps: &CacheStamps,
+    ) -> Result<Made, Failure> {
         let words = Words::memfd(c"kvd-segment", geometry.bytes()).map_err(|cause| {
             Failure::new(ErrorKind::Config, format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()))
         })?;
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
-        let mut writer = Writer::create(words.0, geometry, fastrand::u64(..), backed, self.control.committed());
+        let mut writer = Writer::create(words.0, geometry, seed, backed, self.control.committed());
         let prefixes = stamps.prefixes.iter().flat_map(|(prefix, gone, stale)| {
             [(prefix.clone(), Effect::Gone, *gone), (prefix.clone(), Effect::Stale, *stale)]
         });

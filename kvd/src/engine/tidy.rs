@@ -107,8 +107,12 @@ impl Engine {
     }
 
     fn supersede(&self, cache: &Arc<Cache>, geometry: Geometry) -> Result<(), super::Failure> {
-        let side_bytes = self.lock().memory(cache).side.bytes_max();
-        let mut made = self.make_of(&cache.config, geometry, side_bytes, &Default::default())?;
+        let (seed, side_bytes) = {
+            let mut state = self.lock();
+            let memory = state.memory(cache);
+            (memory.writer.seed(), memory.side.bytes_max())
+        };
+        let mut made = self.make_of(&cache.config, geometry, seed, side_bytes, &Default::default())?;
         let mut state = self.lock();
         let version = self.next_sequence(&mut state);
         let now = self.clock.now();

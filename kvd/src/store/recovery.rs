@@ -258,7 +258,23 @@ struct Read {
     pending_end: Mark,
 }
 
+/// The format of a store that was closed cleanly, read without writing a byte: redb's own open marks the file. Where this
+/// cannot tell, the open does.
+fn peek_format(disk: &Disk, options: &Options) -> Option<u64> {
+    if !matches!(disk, Disk::Files) {
+        return None;
+    }
+    let mut builder = Database::builder();
+    builder.set_cache_size(1 << 20);
+    let db = builder.open_read_only(options.dir.join(STORE_FILE)).ok()?;
+    let txn = db.begin_read().ok()?;
+    read_row::<u64>(&txn.open_table(META).ok()?, META_FORMAT).ok().flatten()
+}
+
 fn load(options: &Options, disk: &Disk, ring: Option<&Ring>, must_verify: bool) -> Result<Read, Trouble> {
+    if let Some(format) = peek_format(disk, options).filter(|format| *format > FORMAT) {
+        return Err(Trouble::Newer(format));
+    }
     let (db, fault) = open_database(disk, options, STORE_FILE, must_verify)?;
     let txn = db.begin_read().map_err(redb::Error::from)?;
     let meta = match txn.open_table(META) {

@@ -151,8 +151,12 @@ impl Writer {
         (larger.buckets() > self.geometry.buckets() + self.geometry.buckets() / 8).then_some(larger)
     }
 
-    /// Copies items in log order, marks and stamps into a fresh segment that is not yet known to anybody.
+    /// Copies items in log order, marks and stamps into a fresh segment of the same seed that is not yet known to anybody.
+    ///
+    /// # Panics
+    /// When the seeds differ: marks could not be found again, and callers' hashes would be wrong.
     pub fn copy_into(&self, new: &mut Writer, version: Version, now: BootMs) {
+        assert_eq!(self.seed, new.seed, "a cache keeps its seed for life");
         let tags = (0..self.geometry.tag_slots() as u32).map(|tag| {
             let at = self.geometry.tag_at(tag);
             (tag, self.words.load(at), self.words.load(at + 1))
