@@ -9,7 +9,8 @@ fn root() -> PathBuf {
 
 fn sources() -> String {
     let mut text = String::new();
-    let mut folders = vec![root().join("kv-proto"), root().join("kv-client"), root().join("kvd"), root().join("tests")];
+    let mut folders =
+        vec![root().join("kv-proto"), root().join("kv-client"), root().join("kvd"), root().join("tests")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("a folder of the workspace") {
             let path = entry.expect("readable").path();
@@ -35,7 +36,10 @@ fn every_invariant_names_tests_that_exist() {
         assert!(!tests.is_empty(), "{invariant} names no test");
         for test in tests {
             let name = test.rsplit("::").next().expect("split yields one");
-            assert!(sources.contains(&format!("fn {name}(")), "{invariant} names {test}, which does not exist");
+            assert!(
+                sources.contains(&format!("fn {name}(")),
+                "{invariant} names {test}, which does not exist"
+            );
         }
         guarded.insert(invariant.to_owned());
     }
@@ -57,7 +61,10 @@ fn only_the_segment_has_unsafe_code_and_only_the_clock_and_store_what_is_theirs(
             let place = path.strip_prefix(root()).expect("below the root").display().to_string();
             let code = || text.lines().filter(|line| !line.trim_start().starts_with("//"));
             if !place.starts_with("kv-proto/src/segment") {
-                assert!(!code().any(|line| line.contains("unsafe {") || line.contains("unsafe fn")), "unsafe in {place}");
+                assert!(
+                    !code().any(|line| line.contains("unsafe {") || line.contains("unsafe fn")),
+                    "unsafe in {place}"
+                );
             }
             if place.starts_with("kvd/src") && !place.starts_with("kvd/src/store") {
                 assert!(!code().any(|line| line.contains("redb::")), "{place} names redb");

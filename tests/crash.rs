@@ -52,10 +52,17 @@ fn acknowledged_changes_survive_kill_minus_nine() {
         let output = worker.wait_with_output().expect("our child");
         let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
-        let line = stdout.split("ACKNOWLEDGED ").nth(1).and_then(|rest| rest.lines().next()).expect("a worker counts");
+        let line = stdout
+            .split("ACKNOWLEDGED ")
+            .nth(1)
+            .and_then(|rest| rest.lines().next())
+            .expect("a worker counts");
         acknowledged += line.trim().parse::<u64>().expect("a number");
     }
-    assert!(acknowledged > u64::from(rounds) * 50, "only {acknowledged} changes in {rounds} rounds: no storm");
+    assert!(
+        acknowledged > u64::from(rounds) * 50,
+        "only {acknowledged} changes in {rounds} rounds: no storm"
+    );
     println!("PROMISE crash.acknowledged_survive {acknowledged} changes, {rounds} kills held");
 }
 
@@ -147,7 +154,12 @@ impl Storm {
     }
 
     /// Books a change of `keys` to `value` as its answer says.
-    fn note(&mut self, keys: Vec<String>, value: Option<String>, answer: kv_client::Result<Option<u64>>) -> bool {
+    fn note(
+        &mut self,
+        keys: Vec<String>,
+        value: Option<String>,
+        answer: kv_client::Result<Option<u64>>,
+    ) -> bool {
         match answer {
             Ok(version) => {
                 self.acknowledged += 1;

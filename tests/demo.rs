@@ -48,7 +48,10 @@ fn a_small_memory_is_shown_beside_beladys_rule() {
     let number = |name: &str| shown[name].as_f64().unwrap_or_else(|| panic!("{name} in {shown:#}"));
     assert!(number("best_bounded_percent") < number("best_unbounded_percent"));
     assert!(number("hit_percent_memory") <= number("best_bounded_percent"), "{shown:#}");
-    assert!((number("hit_percent") - number("best_unbounded_percent")).abs() <= 0.3, "what left memory is on disk");
+    assert!(
+        (number("hit_percent") - number("best_unbounded_percent")).abs() <= 0.3,
+        "what left memory is on disk"
+    );
 }
 
 #[test]

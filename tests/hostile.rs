@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use kv_client::{ErrorKind, PutOptions};
 use kv_proto::limits;
-use kv_proto::wire::{Bytes, Envelope, Hello, PROTOCOL_MAGIC, Request, Response, Welcome, decode, encode_into, split_frame};
+use kv_proto::wire::{
+    Bytes, Envelope, Hello, PROTOCOL_MAGIC, Request, Response, Welcome, decode, encode_into, split_frame,
+};
 
 use crate::support::{Daemon, Home, SOON, random, wait_for};
 
@@ -203,7 +205,16 @@ fn bounds_of_the_input_are_named_and_nothing_is_lost() {
     for (error, word) in [
         (cache.put("k", vec![0; limits::VALUE_BYTES_DEFAULT + 1], LONG).unwrap_err(), "1048577"),
         (cache.put(vec![0; 1_025], "v", LONG).unwrap_err(), "1025"),
-        (cache.put_with("k", "v", (0..9).fold(PutOptions::new(), |options: PutOptions, n: u8| options.tag(n.to_string()))).unwrap_err(), "9"),
+        (
+            cache
+                .put_with(
+                    "k",
+                    "v",
+                    (0..9).fold(PutOptions::new(), |options: PutOptions, n: u8| options.tag(n.to_string())),
+                )
+                .unwrap_err(),
+            "9",
+        ),
         (cache.put_with("k", "v", PutOptions::new().tag("t".repeat(65))).unwrap_err(), "65"),
         (cache.put("k", "v", Duration::from_secs(200 * 366 * 24 * 3_600)).unwrap_err(), "ms"),
     ] {

@@ -27,7 +27,11 @@ fn item_is_served_until_its_expiry_and_never_after_by_the_real_clock() {
         }
         // The life began between `asked` and `written`, so nothing asked for after `written + ttl` may be there.
         if let Some(late) = seen_late {
-            assert!(late < written + ttl + Duration::from_millis(1), "{ttl_ms} ms item seen after {:?}", late - asked);
+            assert!(
+                late < written + ttl + Duration::from_millis(1),
+                "{ttl_ms} ms item seen after {:?}",
+                late - asked
+            );
         }
     }
 }
@@ -120,7 +124,10 @@ fn stale_item_is_kept_for_loads_and_hidden_from_reads_until_a_put_ends_it() {
         assert!(cache.scan("").next_page().unwrap().unwrap().items.is_empty());
         let entry = cache.get_entry("k").unwrap().expect("stale, not gone");
         assert_eq!((entry.freshness, &entry.value[..]), (Freshness::Stale, &b"v"[..]));
-        assert!(!cache.put_with("k", "x", PutOptions::new().if_absent()).unwrap().is_written(), "it is present");
+        assert!(
+            !cache.put_with("k", "x", PutOptions::new().if_absent()).unwrap().is_written(),
+            "it is present"
+        );
         cache.put("k", "w", 10 * SECOND).unwrap();
         assert_eq!(cache.get("k").unwrap().as_deref(), Some(&b"w"[..]), "a put ends it");
     }
@@ -135,7 +142,11 @@ fn increment_keeps_a_stale_item_stale() {
     let cache = server.client().cache("c");
     cache.put("n", "5", Duration::from_secs(60)).unwrap();
     cache.clear(Effect::Stale).unwrap();
-    assert_eq!(cache.increment("n", 1, kv_client::Initial::value(100)).unwrap(), 6, "a stale one counts as present");
+    assert_eq!(
+        cache.increment("n", 1, kv_client::Initial::value(100)).unwrap(),
+        6,
+        "a stale one counts as present"
+    );
     assert_eq!(cache.get("n").unwrap(), None, "only a put ends staleness");
 }
 

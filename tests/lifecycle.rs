@@ -102,7 +102,7 @@ fn unreadable_and_corrupt_stores_are_refused_and_left_as_they_are() {
         let home = Home::new();
         home.start().stop();
         let store = home.path().join("store.redb");
-        std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(home.serve().output().unwrap().status.code(), Some(78));
     }
     let home = Home::new();
@@ -154,15 +154,32 @@ fn wrong_configuration_is_refused_with_file_line_and_nearest_key() {
     let refused = home.serve().stdout(Stdio::null()).output().unwrap();
     let message = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(78));
-    assert!(message.contains("kvd.toml:2") && message.contains("memroy") && message.contains("memory"), "{message}");
+    assert!(
+        message.contains("kvd.toml:2") && message.contains("memroy") && message.contains("memory"),
+        "{message}"
+    );
     assert!(!home.path().join("store.redb").exists(), "nothing was begun");
 }
 
 #[test]
 fn help_of_every_command_shows_an_example() {
     for command in [
-        "serve", "get", "put", "expire", "delete", "take", "increment", "describe", "scan", "clear", "drop", "stats",
-        "caches", "sync", "ping", "demo",
+        "serve",
+        "get",
+        "put",
+        "expire",
+        "delete",
+        "take",
+        "increment",
+        "describe",
+        "scan",
+        "clear",
+        "drop",
+        "stats",
+        "caches",
+        "sync",
+        "ping",
+        "demo",
     ] {
         let help = kvd().args([command, "--help"]).output().unwrap();
         assert!(help.status.success());

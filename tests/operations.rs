@@ -16,7 +16,9 @@ fn values_of_all_sizes_and_keys_of_any_bytes_come_back_as_they_went() {
     let client = home.client();
     let every_byte: Vec<u8> = (0..=255).collect();
     let long_key = vec![0xff; 1_024];
-    for (name, size) in [("empty", 0), ("one", 1), ("p", 4_095), ("page", 4_096), ("chunk", 65_537), ("mib", MIB)] {
+    for (name, size) in
+        [("empty", 0), ("one", 1), ("p", 4_095), ("page", 4_096), ("chunk", 65_537), ("mib", MIB)]
+    {
         let value: Vec<u8> = (0..size).map(|at| (at * 7 + size) as u8).collect();
         for cache in ["disk", "other"] {
             client.cache(cache).put(name, &value, LONG).unwrap();

@@ -34,7 +34,10 @@ impl Home {
 
     /// A home whose daemons get these flags.
     pub(crate) fn with(flags: &[&str]) -> Home {
-        let dir = tempfile::Builder::new().prefix("kvd-test-").tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::Builder::new()
+            .prefix("kvd-test-")
+            .tempdir()
+            .expect("a temporary directory can be made");
         Home { dir, elsewhere: None, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
     }
 
@@ -69,7 +72,8 @@ impl Home {
 
     /// Starts a daemon and waits until it serves.
     pub(crate) fn start(&self) -> Daemon {
-        let mut child = self.serve().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kvd was built");
+        let mut child =
+            self.serve().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kvd was built");
         let mut stderr = child.stderr.take().expect("piped");
         let stderr = std::thread::spawn(move || {
             let mut text = String::new();
@@ -92,7 +96,12 @@ impl Home {
 
     /// Runs `kvd ARGS` against this home.
     pub(crate) fn kvd(&self, args: &[&str]) -> Output {
-        kvd().args(args).env("KVD_SOCKET", self.socket()).stdin(Stdio::null()).output().expect("kvd was built")
+        kvd()
+            .args(args)
+            .env("KVD_SOCKET", self.socket())
+            .stdin(Stdio::null())
+            .output()
+            .expect("kvd was built")
     }
 }
 
@@ -135,7 +144,9 @@ impl Drop for Daemon {
 /// The binary under test.
 pub(crate) fn kvd() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvd"));
-    for name in ["KVD_SOCKET", "KVD_DIR", "KVD_MEMORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME"] {
+    for name in
+        ["KVD_SOCKET", "KVD_DIR", "KVD_MEMORY", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME"]
+    {
         command.env_remove(name);
     }
     command
@@ -155,7 +166,10 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() ->
 
 /// A seeded source of randomness; the seed is printed, and `KVD_SEED` replays it.
 pub(crate) fn random() -> fastrand::Rng {
-    let seed = std::env::var("KVD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = std::env::var("KVD_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
     println!("KVD_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }

@@ -349,7 +349,7 @@ pub(crate) fn check_cache(cache: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid {
-        kind: ErrorKind::Config,
+        kind: ErrorKind::Invalid,
         message: format!(
             "{cache:?} cannot name a cache: 1 to {CACHE_NAME_BYTES_MAX} of a-z 0-9 . _ -, the first a letter or digit"
         ),

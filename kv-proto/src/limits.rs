@@ -75,6 +75,7 @@ pub const fn frame_bytes_max(value_bytes_max: usize) -> usize {
 }
 
 const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
-const _: () = assert!(GET_MANY_KEYS_MAX * (KEY_BYTES_MAX + 2) < COMMIT_BYTES_MAX, "a full get_many fits a frame");
+const _: () =
+    assert!(GET_MANY_KEYS_MAX * (KEY_BYTES_MAX + 2) < COMMIT_BYTES_MAX, "a full get_many fits a frame");
 const _: () = assert!(TAG_SLOTS_MAX.is_power_of_two() && TAG_SLOTS_MAX <= 1 << 16);
 const _: () = assert!(frame_bytes_max(VALUE_BYTES_MAX) < u32::MAX as usize);

@@ -3,8 +3,9 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Check, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry, Freshness, Hello, Item,
-    Metric, PROTOCOL_MAGIC, PutOptions, Request, Response, ScanItem, Scope, Sliding, Want, Welcome, WireError, Write,
+    Bytes, CacheInfo, Check, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry, Freshness,
+    Hello, Item, Metric, PROTOCOL_MAGIC, PutOptions, Request, Response, ScanItem, Scope, Sliding, Want,
+    Welcome, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -77,12 +78,18 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("expire_stale", Request::Expire { cache, key, expiry: Expiry::Stale }),
         ("delete", Request::Delete { cache, key }),
         ("take", Request::Take { cache, key }),
-        ("increment", Request::Increment { cache, key, by: -1, initial: 2, ttl_ms: Some(3), durability: None }),
+        (
+            "increment",
+            Request::Increment { cache, key, by: -1, initial: 2, ttl_ms: Some(3), durability: None },
+        ),
         ("commit", Request::Commit { checks, writes, durability: Some(Durability::Memory) }),
         ("clear_everything", Request::Clear { scope: Scope::Everything, effect: Effect::Gone }),
         ("clear_cache", Request::Clear { scope: Scope::Cache(cache), effect: Effect::Stale }),
         ("clear_tag", Request::Clear { scope: Scope::Tag { cache: None, tag: b"t" }, effect: Effect::Gone }),
-        ("clear_prefix", Request::Clear { scope: Scope::Prefix { cache, prefix: b"p" }, effect: Effect::Gone }),
+        (
+            "clear_prefix",
+            Request::Clear { scope: Scope::Prefix { cache, prefix: b"p" }, effect: Effect::Gone },
+        ),
         ("drop", Request::Drop { cache }),
         ("stats", Request::Stats),
         ("caches", Request::Caches),
@@ -152,7 +159,10 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request delete", "0600000000070163016b"),
     ("request take", "0600000000080163016b"),
     ("request increment", "0b00000000090163016b0104010300"),
-    ("request commit", "2a000000000a020163016b000163016b01ac0203000163016b0176000000000000010163016b01020163016b0100"),
+    (
+        "request commit",
+        "2a000000000a020163016b000163016b01ac0203000163016b0176000000000000010163016b01020163016b0100",
+    ),
     ("request clear_everything", "04000000000b0000"),
     ("request clear_cache", "06000000000b01016301"),
     ("request clear_tag", "07000000000b0200017400"),
@@ -283,7 +293,9 @@ fn random_bytes_never_decode_to_more_than_they_are() {
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..200_000 {
         let bytes: Vec<u8> = (0..random.usize(..64)).map(|_| random.u8(..)).collect();
-        if let Ok(Envelope { request: Request::Commit { checks, writes, .. }, .. }) = decode::<Envelope<'_>>(&bytes) {
+        if let Ok(Envelope { request: Request::Commit { checks, writes, .. }, .. }) =
+            decode::<Envelope<'_>>(&bytes)
+        {
             assert!(checks.len() + writes.len() <= bytes.len());
         }
         let _ = decode::<Response<'_>>(&bytes);

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kv_proto::segment::{
-    Backed, Control, Freshness, Geometry, Install, Installed, Mark, NewItem, Outcome, Reader, Reason, SweepCursor,
-    WalkItem, Words, Writer,
+    Backed, Control, Freshness, Geometry, Install, Installed, Mark, NewItem, Outcome, Reader, Reason,
+    SweepCursor, WalkItem, Words, Writer,
 };
 use kv_proto::wire::Effect;
 use kv_proto::{BootMs, Version, tag_slot};
 
 fn random() -> fastrand::Rng {
-    let seed = std::env::var("KVD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = std::env::var("KVD_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
     println!("KVD_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
@@ -59,7 +62,13 @@ impl Bench {
     }
 }
 
-fn item<'a>(key: &'a [u8], value: &'a [u8], version: u64, expires: Option<BootMs>, tags: &'a [&'a [u8]]) -> NewItem<'a> {
+fn item<'a>(
+    key: &'a [u8],
+    value: &'a [u8],
+    version: u64,
+    expires: Option<BootMs>,
+    tags: &'a [&'a [u8]],
+) -> NewItem<'a> {
     NewItem { key, value, version, created: 0, expires, stale_for_ms: 0, load_cost_ms: 0, stale: false, tags }
 }
 
@@ -80,7 +89,8 @@ fn against_model(backed: Backed, geometry: Geometry, steps: usize, random: &mut 
     let mut bench = Bench::new(geometry, backed);
     let mut model: HashMap<Vec<u8>, Known> = HashMap::new();
     let mut cursor = SweepCursor::default();
-    let keys: Vec<Vec<u8>> = (0..60).map(|i| format!("{}key{i}", if i % 3 == 0 { "a:" } else { "b:" }).into_bytes()).collect();
+    let keys: Vec<Vec<u8>> =
+        (0..60).map(|i| format!("{}key{i}", if i % 3 == 0 { "a:" } else { "b:" }).into_bytes()).collect();
     for step in 0..steps {
         let key = &keys[random.usize(..keys.len())];
         match random.u32(..100) {
@@ -100,12 +110,19 @@ fn against_model(backed: Backed, geometry: Geometry, steps: usize, random: &mut 
             }
             75..80 => {
                 let tag = TAGS[random.usize(..3)];
-                bench.commit(|writer, version, _| writer.stamp_tag(version, tag_slot(tag.as_bytes()), Effect::Gone));
-                model.values_mut().filter(|known| known.tags.contains(&tag)).for_each(|known| known.gone = true);
+                bench.commit(|writer, version, _| {
+                    writer.stamp_tag(version, tag_slot(tag.as_bytes()), Effect::Gone)
+                });
+                model
+                    .values_mut()
+                    .filter(|known| known.tags.contains(&tag))
+                    .for_each(|known| known.gone = true);
             }
             80..83 => {
                 let prefix: &[u8] = if random.bool() { b"a:" } else { b"b:key1" };
-                bench.commit(|writer, version, _| writer.stamp_prefix(version, prefix, Effect::Gone).expect("two at most"));
+                bench.commit(|writer, version, _| {
+                    writer.stamp_prefix(version, prefix, Effect::Gone).expect("two at most")
+                });
                 for (key, known) in &mut model {
                     known.gone |= key.starts_with(prefix);
                 }
@@ -134,7 +151,10 @@ fn against_model(backed: Backed, geometry: Geometry, steps: usize, random: &mut 
         check(&bench, backed, &model, &keys, random);
     }
     let counts = bench.writer.counts();
-    assert!(counts.evicted > 0 && counts.promoted > 0 && counts.expired_dropped > 0, "nothing happened: {counts:?}");
+    assert!(
+        counts.evicted > 0 && counts.promoted > 0 && counts.expired_dropped > 0,
+        "nothing happened: {counts:?}"
+    );
 }
 
 fn check(
@@ -147,7 +167,8 @@ fn check(
     let mut buffer = Vec::new();
     for key in keys {
         let outcome = bench.reader.get(bench.reader.hash(key), key, bench.now, &mut buffer);
-        let alive = model.get(key).filter(|known| !known.gone && known.expires.is_none_or(|at| bench.now < at));
+        let alive =
+            model.get(key).filter(|known| !known.gone && known.expires.is_none_or(|at| bench.now < at));
         match (&outcome, alive) {
             (Outcome::Hit(meta), Some(known)) => {
                 assert_eq!((meta.version, meta.value(&buffer)), (known.version, &known.value[..]));
@@ -159,7 +180,9 @@ fn check(
                 }
             }
             (Outcome::Hit(meta), None) => panic!("{key:?} is gone and was served: {meta:?}"),
-            (Outcome::Miss, Some(known)) => assert_eq!(backed, Backed::Memory, "false miss of {key:?}: {known:?}"),
+            (Outcome::Miss, Some(known)) => {
+                assert_eq!(backed, Backed::Memory, "false miss of {key:?}: {known:?}")
+            }
             (Outcome::Miss, None) => {}
             (Outcome::Ask(reason), _) => {
                 assert!(matches!(reason, Reason::Mark | Reason::Forgot), "{reason:?}");
@@ -216,9 +239,16 @@ fn what_is_not_committed_is_not_seen() {
     bench.version += 1;
     let new = item(b"k", b"new", bench.version, None, &[]);
     assert!(bench.writer.stage_put(bench.version, hash, &new, bench.now));
-    assert!(matches!(bench.get(b"k"), Outcome::Hit(meta) if meta.version == bench.version - 1), "staged is not published");
+    assert!(
+        matches!(bench.get(b"k"), Outcome::Hit(meta) if meta.version == bench.version - 1),
+        "staged is not published"
+    );
     bench.writer.publish(bench.version);
-    assert_eq!(bench.get(b"k"), Outcome::Ask(Reason::Lapped), "published is not committed: the daemon answers");
+    assert_eq!(
+        bench.get(b"k"),
+        Outcome::Ask(Reason::Lapped),
+        "published is not committed: the daemon answers"
+    );
     bench.control.commit(bench.version);
     assert!(matches!(bench.get(b"k"), Outcome::Hit(meta) if meta.version == bench.version));
 }
@@ -230,11 +260,20 @@ fn a_commit_larger_than_the_rings_leaves_marks_for_what_it_ran_over() {
     let hashes: Vec<u64> = keys.iter().map(|key| bench.reader.hash(key.as_bytes())).collect();
     bench.commit(|writer, version, now| {
         for (key, hash) in keys.iter().zip(&hashes) {
-            assert!(writer.stage_put(version, *hash, &item(key.as_bytes(), &[7; 40], version, None, &[]), now));
+            assert!(writer.stage_put(
+                version,
+                *hash,
+                &item(key.as_bytes(), &[7; 40], version, None, &[]),
+                now
+            ));
         }
     });
     let outcomes: Vec<Outcome> = keys.iter().map(|key| bench.get(key.as_bytes())).collect();
-    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Hit(_) | Outcome::Ask(Reason::Mark | Reason::Forgot))));
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Hit(_) | Outcome::Ask(Reason::Mark | Reason::Forgot)))
+    );
     assert!(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Hit(_))));
 }
 
@@ -246,7 +285,8 @@ fn a_larger_segment_holds_what_the_smaller_one_held() {
     }
     bench.commit(|writer, version, _| writer.stamp_tag(version, tag_slot(b"other"), Effect::Gone));
     let geometry = Geometry::exact(64, 16, 1_000, 9_000);
-    let mut new = Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Disk, bench.version);
+    let mut new =
+        Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Disk, bench.version);
     bench.version += 1;
     bench.writer.copy_into(&mut new, bench.version, bench.now);
     new.complete(bench.version);
@@ -291,8 +331,13 @@ fn warm_up_stops_at_a_full_memory_and_reads_do_not() {
         bench.version += 1;
         let key = i.to_le_bytes();
         let hash = bench.reader.hash(&key);
-        let installed =
-            bench.writer.install(bench.version, hash, &item(&key, &[1; 64], 1, None, &[]), Install::WarmUp, bench.now);
+        let installed = bench.writer.install(
+            bench.version,
+            hash,
+            &item(&key, &[1; 64], 1, None, &[]),
+            Install::WarmUp,
+            bench.now,
+        );
         bench.control.commit(bench.version);
         if installed == Installed::Declined {
             declined = Some(i);
@@ -304,14 +349,18 @@ fn warm_up_stops_at_a_full_memory_and_reads_do_not() {
     let hash = bench.reader.hash(b"asked for");
     let asked = item(b"asked for", &[1; 64], 1, None, &[]);
     bench.version += 1;
-    assert_eq!(bench.writer.install(bench.version, hash, &asked, Install::Read, bench.now), Installed::Resident);
+    assert_eq!(
+        bench.writer.install(bench.version, hash, &asked, Install::Read, bench.now),
+        Installed::Resident
+    );
 }
 
 /// A value that says whose it is and is torn if it is not of one piece.
 fn telling(key: u32, version: u64, bytes: usize) -> Vec<u8> {
     let mut value = Vec::with_capacity(bytes);
     while value.len() < bytes {
-        value.extend_from_slice(&(u64::from(key) ^ version.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
+        value
+            .extend_from_slice(&(u64::from(key) ^ version.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
     }
     value
 }
@@ -319,7 +368,8 @@ fn telling(key: u32, version: u64, bytes: usize) -> Vec<u8> {
 #[test]
 fn no_read_is_torn_while_the_ring_laps() {
     const KEYS: u32 = 16;
-    let reads_wanted = std::env::var("KVD_READS").ok().and_then(|reads| reads.parse().ok()).unwrap_or(1_000_000_u64);
+    let reads_wanted =
+        std::env::var("KVD_READS").ok().and_then(|reads| reads.parse().ok()).unwrap_or(1_000_000_u64);
     let mut bench = Bench::new(Geometry::exact(16, 2, 128, 640), Backed::Disk);
     let done = AtomicBool::new(false);
     let (reads, hits) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -355,5 +405,8 @@ fn no_read_is_torn_while_the_ring_laps() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(hits.load(Ordering::Relaxed) > reads_wanted / 20, "{hits:?} hits of {reads:?}: nothing was tested");
+    assert!(
+        hits.load(Ordering::Relaxed) > reads_wanted / 20,
+        "{hits:?} hits of {reads:?}: nothing was tested"
+    );
 }

@@ -48,7 +48,8 @@ pub fn server() -> TestServer {
 /// When it cannot be started.
 #[must_use]
 pub fn server_with(configure: impl FnOnce(&mut Config)) -> TestServer {
-    let dir = tempfile::Builder::new().prefix("kvd-test-").tempdir().expect("a temporary directory can be made");
+    let dir =
+        tempfile::Builder::new().prefix("kvd-test-").tempdir().expect("a temporary directory can be made");
     let mut config = Config::in_dir(dir.path());
     config.memory_bytes = 64 << 20;
     config.default.memory_bytes = 4 << 20;

@@ -68,9 +68,12 @@ impl Control {
     }
 
     fn on(words: Arc<Words>, fd: Option<OwnedFd>, run_id: u64) -> Arc<Control> {
-        for (at, value) in
-            [(C_VERSION, LAYOUT_VERSION), (C_RUN_ID, run_id), (C_STATE, SegmentState::Live.word()), (C_MAGIC, MAGIC)]
-        {
+        for (at, value) in [
+            (C_VERSION, LAYOUT_VERSION),
+            (C_RUN_ID, run_id),
+            (C_STATE, SegmentState::Live.word()),
+            (C_MAGIC, MAGIC),
+        ] {
             words.store(at, value);
         }
         Arc::new(Control { words, fd })

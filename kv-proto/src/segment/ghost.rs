@@ -21,7 +21,11 @@ impl Ghost {
     /// A list for about `length` fingerprints.
     pub(super) fn new(length: usize) -> Ghost {
         let length = length.max(64);
-        Ghost { entries: vec![0; (length + length / 2).next_power_of_two()], insertions: 0, length: length as u64 }
+        Ghost {
+            entries: vec![0; (length + length / 2).next_power_of_two()],
+            insertions: 0,
+            length: length as u64,
+        }
     }
 
     /// Follows the number of items that main holds; grows only.

@@ -157,7 +157,12 @@ impl Meta {
     /// What decides whether it lives.
     #[must_use]
     pub fn life(&self) -> Life {
-        Life { version: self.version, expires: self.expires, stale_for_ms: self.stale_for_ms, stale: self.stale }
+        Life {
+            version: self.version,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            stale: self.stale,
+        }
     }
 }
 
@@ -240,7 +245,8 @@ impl Front {
     /// Reads word by word; `load(i)` loads word `i` of the item.
     #[inline]
     pub(super) fn read(head: Head, load: impl Fn(usize) -> u64) -> Front {
-        let mut front = Front { head, version: load(1), life: [0; 2], extra: 0, tag_units: [0; TAG_WORDS_MAX] };
+        let mut front =
+            Front { head, version: load(1), life: [0; 2], extra: 0, tag_units: [0; TAG_WORDS_MAX] };
         let mut at = 2;
         if head.has_life() {
             front.life = [load(2), load(3)];
@@ -326,7 +332,9 @@ impl NewItem<'_> {
             | (self.value.len() as u64) << KEY_BITS
             | (self.tags.len() as u64) << TAGS_AT_BIT
             | created << CREATED_AT_BIT;
-        for (flag, is_set) in [(HAS_LIFE, self.expires.is_some()), (HAS_EXTRA, self.has_extra()), (IS_STALE, self.stale)] {
+        for (flag, is_set) in
+            [(HAS_LIFE, self.expires.is_some()), (HAS_EXTRA, self.has_extra()), (IS_STALE, self.stale)]
+        {
             word |= if is_set { flag } else { 0 };
         }
         Head(word)

@@ -110,7 +110,8 @@ impl Geometry {
             tag_slots: read(H_TAG_SLOTS)?,
             ring_words: [read(H_RING_WORDS[0])?, read(H_RING_WORDS[1])?],
         };
-        let fits = geometry.words() <= words.len() && geometry.words() as u64 == words.load(H_WORDS)
+        let fits = geometry.words() <= words.len()
+            && geometry.words() as u64 == words.load(H_WORDS)
             && geometry.buckets > 0
             && geometry.buckets.is_multiple_of(4)
             && geometry.tag_slots.is_power_of_two()

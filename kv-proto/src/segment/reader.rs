@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use super::control::{Control, SegmentState};
 use super::item::{Freshness, Front, Head, Life, Meta, Place};
-use super::layout::{
-    Geometry, H_INDEX_COMPLETE, H_SEED, H_STATE, H_TAIL, Ring, SLOTS, Slot, bucket, slot,
-};
+use super::layout::{Geometry, H_INDEX_COMPLETE, H_SEED, H_STATE, H_TAIL, Ring, SLOTS, Slot, bucket, slot};
 use super::memfd::AttachError;
 use super::stamps::{self, NotYet};
 use super::sync::{Ordering, fence};
@@ -74,7 +72,12 @@ impl Reader {
         Ok(Reader { seed: words.load(H_SEED), words, control, geometry, checks_heartbeat: true })
     }
 
-    pub(super) fn of_writer(control: Arc<Control>, words: Arc<Words>, geometry: Geometry, seed: u64) -> Reader {
+    pub(super) fn of_writer(
+        control: Arc<Control>,
+        words: Arc<Words>,
+        geometry: Geometry,
+        seed: u64,
+    ) -> Reader {
         Reader { words, control, geometry, seed, checks_heartbeat: false }
     }
 
@@ -155,7 +158,13 @@ impl Reader {
 
     /// Whether an item read from elsewhere may be served. Call it where no commit can be under way.
     #[must_use]
-    pub fn verdict(&self, life: &Life, tags: impl Iterator<Item = u32>, key: &[u8], now: BootMs) -> Freshness {
+    pub fn verdict(
+        &self,
+        life: &Life,
+        tags: impl Iterator<Item = u32>,
+        key: &[u8],
+        now: BootMs,
+    ) -> Freshness {
         stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX)
             // A prefix entry was replaced while it was read: it had been retired, so nothing older than it is left.
             .unwrap_or(Freshness::Gone)

@@ -80,7 +80,11 @@ pub(super) fn verdict(
 fn by_time(life: &Life, now: BootMs) -> Freshness {
     match life.expires {
         Some(expires) if now >= expires => {
-            if now < expires.saturating_add_unsigned(life.stale_for_ms) { Freshness::Stale } else { Freshness::Gone }
+            if now < expires.saturating_add_unsigned(life.stale_for_ms) {
+                Freshness::Stale
+            } else {
+                Freshness::Gone
+            }
         }
         _ if life.stale => Freshness::Stale,
         _ => Freshness::Fresh,

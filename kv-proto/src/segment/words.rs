@@ -244,15 +244,18 @@ pub(super) mod raw {
                 quad[2].load(Ordering::Relaxed),
                 quad[3].load(Ordering::Relaxed),
             );
-            // SAFETY: `reserve` made room for all words of `from`, and `i * 4 + 3` is one of them; the cast pointer is written
-            // unaligned.
-            unsafe { to.add(i * 4).cast::<[u64; 4]>().write_unaligned([a, b, c, d].map(u64::to_le)) };
+            // SAFETY: `reserve` made room for all words of `from`, and `i * 4 + 3` is one of them.
+            let to = unsafe { to.add(i * 4) }.cast::<[u64; 4]>();
+            // SAFETY: as above; the pointer need not be aligned.
+            unsafe { to.write_unaligned([a, b, c, d].map(u64::to_le)) };
         }
         for (i, word) in rest.iter().enumerate() {
             let word = word.load(Ordering::Relaxed).to_le();
             let at = from.len() - rest.len() + i;
             // SAFETY: as above; `at` is below `from.len()`.
-            unsafe { to.add(at).write_unaligned(word) };
+            let to = unsafe { to.add(at) };
+            // SAFETY: as above; the pointer need not be aligned.
+            unsafe { to.write_unaligned(word) };
         }
         // SAFETY: the first `bytes` bytes of the spare capacity were written above.
         unsafe { out.set_len(out.len() + bytes) };

@@ -14,8 +14,8 @@ use super::ghost::Ghost;
 use super::hits::Hits;
 use super::item::{At, Freshness, Front, Head, Life, Meta, NewItem, Place};
 use super::layout::{
-    BUCKET_WORDS, Geometry, H_CLEAR, H_INDEX_COMPLETE, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE, H_STATE, H_TAIL, RINGS,
-    Ring, SLOTS, Slot, bucket,
+    BUCKET_WORDS, Geometry, H_CLEAR, H_INDEX_COMPLETE, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE, H_STATE,
+    H_TAIL, RINGS, Ring, SLOTS, Slot, bucket,
 };
 use super::reader::Reader;
 use super::stamps::{self, PrefixClear};
@@ -160,7 +160,13 @@ impl Writer {
     /// # Panics
     /// When the memory is smaller than the geometry.
     #[must_use]
-    pub fn create(words: Arc<Words>, geometry: Geometry, seed: u64, backed: Backed, committed: Version) -> Writer {
+    pub fn create(
+        words: Arc<Words>,
+        geometry: Geometry,
+        seed: u64,
+        backed: Backed,
+        committed: Version,
+    ) -> Writer {
         assert!(words.len() >= geometry.words(), "the segment is made for its geometry");
         for at in geometry.index_at()..geometry.index_at() + geometry.buckets() * BUCKET_WORDS {
             if at % BUCKET_WORDS == SLOTS {
@@ -242,7 +248,11 @@ impl Writer {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let used = RINGS.map(|ring| self.head[ring as usize] - self.tail[ring as usize]);
-        Counts { items: self.items[0] + self.items[1], ring_bytes_used: (used[0] + used[1]) * 8, ..self.counts }
+        Counts {
+            items: self.items[0] + self.items[1],
+            ring_bytes_used: (used[0] + used[1]) * 8,
+            ..self.counts
+        }
     }
 
     /// Appends an item; it becomes visible with `publish`. `false`: too large for any ring, and nothing was done.
@@ -316,7 +326,9 @@ impl Writer {
 
     fn publish_one(&mut self, version: Version, hash: u64, key: &[u8], what: What) {
         match what {
-            What::Item(at) if at.position >= self.tail[at.ring as usize] => self.swing(version, hash, key, at),
+            What::Item(at) if at.position >= self.tail[at.ring as usize] => {
+                self.swing(version, hash, key, at)
+            }
             // A commit larger than the ring has run over its own beginning.
             What::Item(_) => match self.backed {
                 Backed::Disk => self.put_mark(version, hash, key, Mark::Disk),
@@ -342,7 +354,12 @@ impl Writer {
     ///
     /// # Errors
     /// When the table is full; nothing was done.
-    pub fn stamp_prefix(&mut self, version: Version, prefix: &[u8], effect: Effect) -> Result<(), PrefixTableFull> {
+    pub fn stamp_prefix(
+        &mut self,
+        version: Version,
+        prefix: &[u8],
+        effect: Effect,
+    ) -> Result<(), PrefixTableFull> {
         let taken = |entry: &usize| self.staged_prefixes.iter().any(|staged| staged.0 == *entry);
         let entries = 0..limits::PREFIX_CLEARS_MAX;
         let mut same = entries.clone().filter_map(|entry| stamps::prefix(&self.words, entry));
@@ -406,7 +423,13 @@ impl Writer {
 
     /// Whether an item may be served now.
     #[must_use]
-    pub fn verdict(&self, life: &Life, tags: impl Iterator<Item = u32>, key: &[u8], now: BootMs) -> Freshness {
+    pub fn verdict(
+        &self,
+        life: &Life,
+        tags: impl Iterator<Item = u32>,
+        key: &[u8],
+        now: BootMs,
+    ) -> Freshness {
         stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX)
             .expect("nobody else writes while the writer reads")
     }

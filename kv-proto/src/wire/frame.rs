@@ -93,15 +93,19 @@ pub fn encode_into<T: Serialize>(out: &mut Vec<u8>, message: &T) {
     out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
     let taken = std::mem::take(out);
     *out = postcard::to_extend(message, taken).expect("our messages have no unsized sequences");
-    let bytes = u32::try_from(out.len() - start - FRAME_HEADER_BYTES).expect("frames are bounded far below 4 GiB");
+    let bytes =
+        u32::try_from(out.len() - start - FRAME_HEADER_BYTES).expect("frames are bounded far below 4 GiB");
     out[start..start + FRAME_HEADER_BYTES].copy_from_slice(&bytes.to_le_bytes());
 }
+
+/// A frame's body, and what follows it.
+pub type Split<'a> = (&'a [u8], &'a [u8]);
 
 /// The first complete frame in `input` and what follows it, `None` while it is incomplete.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] as soon as the prefix can be read, before any of the body is awaited.
-pub fn split_frame(input: &[u8], bytes_max: usize) -> Result<Option<(&[u8], &[u8])>, FrameError> {
+pub fn split_frame(input: &[u8], bytes_max: usize) -> Result<Option<Split<'_>>, FrameError> {
     let Some((prefix, rest)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
     let bytes = u32::from_le_bytes(*prefix) as usize;
     if bytes > bytes_max {
@@ -117,5 +121,9 @@ pub fn split_frame(input: &[u8], bytes_max: usize) -> Result<Option<(&[u8], &[u8
 pub fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, FrameError> {
     let (message, rest) = postcard::take_from_bytes(frame)
         .map_err(|cause| FrameError::Malformed { bytes: frame.len(), cause })?;
-    if rest.is_empty() { Ok(message) } else { Err(FrameError::Trailing { bytes: frame.len(), trailing: rest.len() }) }
+    if rest.is_empty() {
+        Ok(message)
+    } else {
+        Err(FrameError::Trailing { bytes: frame.len(), trailing: rest.len() })
+    }
 }

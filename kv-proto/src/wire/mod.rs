@@ -11,10 +11,11 @@ mod response;
 
 pub use error::{ErrorKind, WireError};
 pub use frame::{
-    FRAME_HEADER_BYTES, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Welcome, decode,
-    encode_into, split_frame,
+    FRAME_HEADER_BYTES, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Welcome,
+    decode, encode_into, split_frame,
 };
 pub use request::{
-    Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, PutOptions, Request, Scope, Sliding, Want, Write,
+    Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, PutOptions, Request, Scope, Sliding, Want,
+    Write,
 };
 pub use response::{CacheInfo, Durability, Entry, Freshness, Item, Metric, Response, ScanItem, Tags};

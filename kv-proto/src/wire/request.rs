@@ -1,6 +1,9 @@
 //! What a client can ask. Everything borrows from the frame it came in.
 
-#![allow(missing_docs, reason = "fields of variants are named for what they are; the variant's own line says the rest")]
+#![allow(
+    missing_docs,
+    reason = "fields of variants are named for what they are; the variant's own line says the rest"
+)]
 
 use serde::{Deserialize, Serialize};
 
@@ -23,47 +26,91 @@ pub enum Request<'a> {
     /// Answers [`Response::Done`](super::Response::Done).
     Ping,
     /// The value of a key: `Item`, or `Missing`.
-    Get { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], sliding: Option<Sliding>, want: Want },
+    Get {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        sliding: Option<Sliding>,
+        want: Want,
+    },
     /// The values of many keys of one cache, of one moment: `Items`.
     /// `snapshot` is the moment of an earlier, partial answer that this request goes on with; if it is gone: `Moved`.
-    GetMany { cache: &'a str, #[serde(borrow)] keys: Vec<Bytes<'a>>, snapshot: Option<Version> },
+    GetMany {
+        cache: &'a str,
+        #[serde(borrow)]
+        keys: Vec<Bytes<'a>>,
+        snapshot: Option<Version>,
+    },
     /// All about an item but its value, stale ones included: `Item` with an empty value, or `Missing`.
-    Describe { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    Describe {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+    },
     /// A page of the keys that start with `prefix`: `Page`. `cursor` is empty at first, then what the last page gave.
     Scan {
         cache: &'a str,
-        #[serde(with = "serde_bytes")] prefix: &'a [u8],
-        #[serde(with = "serde_bytes")] cursor: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        cursor: &'a [u8],
         keys_max: u32,
         values: bool,
     },
     /// `Written`, or `Refused` when the condition does not hold.
     Put {
         cache: &'a str,
-        #[serde(with = "serde_bytes")] key: &'a [u8],
-        #[serde(with = "serde_bytes")] value: &'a [u8],
-        #[serde(borrow)] options: PutOptions<'a>,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        value: &'a [u8],
+        #[serde(borrow)]
+        options: PutOptions<'a>,
     },
     /// Changes the life of an item: `Written`, or `Missing`.
-    Expire { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], expiry: Expiry },
+    Expire {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        expiry: Expiry,
+    },
     /// `Written`, or `Missing` when there was nothing.
-    Delete { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    Delete {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+    },
     /// Reads and deletes in one: `Item`, or `Missing`.
-    Take { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    Take {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+    },
     /// Adds to a decimal integer: `Counter`. A missing key begins at `initial` *instead of* adding, with the life
     /// `ttl_ms`; an existing one keeps its life.
     Increment {
         cache: &'a str,
-        #[serde(with = "serde_bytes")] key: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
         by: i64,
         initial: i64,
         ttl_ms: Option<u64>,
         durability: Option<Durability>,
     },
     /// Checks, then writes, all or nothing: `Committed`, or `Conflict`.
-    Commit { #[serde(borrow)] checks: Vec<Check<'a>>, #[serde(borrow)] writes: Vec<Write<'a>>, durability: Option<Durability> },
+    Commit {
+        #[serde(borrow)]
+        checks: Vec<Check<'a>>,
+        #[serde(borrow)]
+        writes: Vec<Write<'a>>,
+        durability: Option<Durability>,
+    },
     /// Makes many items gone or stale at once: `Written`.
-    Clear { #[serde(borrow)] scope: Scope<'a>, effect: Effect },
+    Clear {
+        #[serde(borrow)]
+        scope: Scope<'a>,
+        effect: Effect,
+    },
     /// Removes a cache and all its items: `Written`.
     Drop { cache: &'a str },
     /// `Metrics`.
@@ -167,14 +214,26 @@ pub enum Write<'a> {
     /// As [`Request::Put`].
     Put {
         cache: &'a str,
-        #[serde(with = "serde_bytes")] key: &'a [u8],
-        #[serde(with = "serde_bytes")] value: &'a [u8],
-        #[serde(borrow)] options: PutOptions<'a>,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        value: &'a [u8],
+        #[serde(borrow)]
+        options: PutOptions<'a>,
     },
     /// As [`Request::Expire`]; a missing key is skipped.
-    Expire { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8], expiry: Expiry },
+    Expire {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        expiry: Expiry,
+    },
     /// As [`Request::Delete`]; a missing key is skipped.
-    Delete { cache: &'a str, #[serde(with = "serde_bytes")] key: &'a [u8] },
+    Delete {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+    },
 }
 
 /// What a `clear` covers.
@@ -185,9 +244,17 @@ pub enum Scope<'a> {
     /// One cache.
     Cache(&'a str),
     /// Items with this tag, in one cache or in all.
-    Tag { cache: Option<&'a str>, #[serde(with = "serde_bytes")] tag: &'a [u8] },
+    Tag {
+        cache: Option<&'a str>,
+        #[serde(with = "serde_bytes")]
+        tag: &'a [u8],
+    },
     /// Items of a cache whose keys start so.
-    Prefix { cache: &'a str, #[serde(with = "serde_bytes")] prefix: &'a [u8] },
+    Prefix {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+    },
 }
 
 /// What a `clear` does to items.

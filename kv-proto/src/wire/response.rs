@@ -1,6 +1,9 @@
 //! What the daemon answers.
 
-#![allow(missing_docs, reason = "fields of variants are named for what they are; the variant's own line says the rest")]
+#![allow(
+    missing_docs,
+    reason = "fields of variants are named for what they are; the variant's own line says the rest"
+)]
 
 use serde::{Deserialize, Serialize};
 
@@ -18,11 +21,20 @@ pub enum Response<'a> {
     /// An item.
     Item(#[serde(borrow)] Item<'a>),
     /// The first `items.len()` keys asked for, in order. If there are fewer than asked, go on with the rest and `snapshot`.
-    Items { #[serde(borrow)] items: Vec<Option<Item<'a>>>, snapshot: Version },
+    Items {
+        #[serde(borrow)]
+        items: Vec<Option<Item<'a>>>,
+        snapshot: Version,
+    },
     /// The moment a partial `get_many` began at is gone: start over.
     Moved,
     /// A page of a scan; an empty `cursor` is the end.
-    Page { #[serde(borrow)] items: Vec<ScanItem<'a>>, #[serde(with = "serde_bytes")] cursor: &'a [u8] },
+    Page {
+        #[serde(borrow)]
+        items: Vec<ScanItem<'a>>,
+        #[serde(with = "serde_bytes")]
+        cursor: &'a [u8],
+    },
     /// Written, by this sequence.
     Written { version: Version },
     /// The condition did not hold; the version that is there, if any.

@@ -30,7 +30,12 @@ impl Engine {
         }
     }
 
-    fn dispatch(&self, session: &mut Session, request: &Request<'_>, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+    fn dispatch(
+        &self,
+        session: &mut Session,
+        request: &Request<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         match request {
             Request::Ping => encode_into(out, &Response::Done),
             Request::Get { cache, key, sliding, want } => {
@@ -59,7 +64,9 @@ impl Engine {
             Request::Put { cache, key, value, options } => {
                 return self.put(&self.cache_for_writing(cache)?, key, value, options, out);
             }
-            Request::Expire { cache, key, expiry } => return self.expire(&self.cache(cache)?, key, *expiry, out),
+            Request::Expire { cache, key, expiry } => {
+                return self.expire(&self.cache(cache)?, key, *expiry, out);
+            }
             Request::Delete { cache, key } => return self.delete(&self.cache(cache)?, key, out),
             Request::Take { cache, key } => return self.take(&self.cache(cache)?, key, out),
             Request::Increment { cache, key, by, initial, ttl_ms, durability } => {

@@ -283,7 +283,11 @@ pub(crate) fn look_at(memory: &mut Memory, target: &Target<'_>, now: BootMs) -> 
         Found::AskMark => Ok(memory.side_item(target.key, now)),
         Found::Absent { known: true } => Ok(None),
         Found::Absent { known: false } | Found::DiskMark => {
-            if target.cache.on_disk() { Err(OnDisk) } else { Ok(None) }
+            if target.cache.on_disk() {
+                Err(OnDisk)
+            } else {
+                Ok(None)
+            }
         }
     }
 }
@@ -356,7 +360,9 @@ fn stage(memory: &mut Memory, target: &Target<'_>, action: &Action<'_>, version:
                 Backed::Disk => writer.stage_mark(version, target.hash, target.key, Mark::Disk),
                 Backed::Memory => {
                     let current = Arc::new(draft.to_current(version));
-                    side.put(target.key, target.hash, current, |key, hash| writer.stage_remove(version, hash, key));
+                    side.put(target.key, target.hash, current, |key, hash| {
+                        writer.stage_remove(version, hash, key)
+                    });
                     writer.stage_mark(version, target.hash, target.key, Mark::Ask);
                 }
             }

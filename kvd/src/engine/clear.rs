@@ -18,7 +18,12 @@ use crate::store::{COMMIT_OVERHEAD_BYTES, Change, Permit, Scope as ClearScope};
 const CLEAR_OVERHEAD_BYTES: usize = 32;
 
 impl Engine {
-    pub(crate) fn clear(&self, scope: Scope<'_>, effect: Effect, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+    pub(crate) fn clear(
+        &self,
+        scope: Scope<'_>,
+        effect: Effect,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         let (caches, stamp) = match scope {
             Scope::Everything => (self.all_caches(), ClearScope::All),
             Scope::Cache(name) => (vec![self.cache(name)?], ClearScope::All),
@@ -48,8 +53,12 @@ impl Engine {
     }
 
     /// Stamps `caches` at one sequence, in log and memory.
-    pub(crate) fn stamp(&self, caches: &[Arc<Cache>], scope: ClearScope<'_>, effect: Effect)
-    -> Result<(Version, Durable), Failure> {
+    pub(crate) fn stamp(
+        &self,
+        caches: &[Arc<Cache>],
+        scope: ClearScope<'_>,
+        effect: Effect,
+    ) -> Result<(Version, Durable), Failure> {
         let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
         self.wait_until_writable(deadline)?;
         self.stamp_by(caches, scope, effect, deadline)
@@ -73,7 +82,10 @@ impl Engine {
 
         let mut state = self.lock();
         if let ClearScope::Prefix(_) = scope {
-            while caches.iter().any(|cache| state.memory(cache).writer.prefix_entries().len() >= limits::PREFIX_CLEARS_MAX) {
+            while caches
+                .iter()
+                .any(|cache| state.memory(cache).writer.prefix_entries().len() >= limits::PREFIX_CLEARS_MAX)
+            {
                 self.store.sweep_now();
                 self.tidy_now();
                 if self.prefix_retired.wait_until(&mut state, deadline).timed_out() {

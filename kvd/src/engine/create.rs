@@ -83,7 +83,12 @@ impl Engine {
     }
 
     /// A segment for a cache; takes milliseconds, so never under the mutex.
-    pub(crate) fn make(&self, config: &CacheConfig, items: u64, stamps: &CacheStamps) -> Result<Made, Failure> {
+    pub(crate) fn make(
+        &self,
+        config: &CacheConfig,
+        items: u64,
+        stamps: &CacheStamps,
+    ) -> Result<Made, Failure> {
         let side_bytes = side_bytes(config, self.config.value_bytes_max);
         let geometry = Geometry::new(config.memory_bytes - side_bytes, items);
         self.make_of(config, geometry, fastrand::u64(..), side_bytes, stamps)
@@ -99,7 +104,10 @@ impl Engine {
         stamps: &CacheStamps,
     ) -> Result<Made, Failure> {
         let words = Words::memfd(c"kvd-segment", geometry.bytes()).map_err(|cause| {
-            Failure::new(ErrorKind::Config, format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()))
+            Failure::new(
+                ErrorKind::Config,
+                format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()),
+            )
         })?;
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
         let mut writer = Writer::create(words.0, geometry, seed, backed, self.control.committed());
@@ -126,7 +134,8 @@ impl Engine {
     ) -> Arc<Cache> {
         let slot = state.memories.len();
         self.store.set_disk_bytes_max(id, Some(config.disk_bytes_max));
-        let cache = Cache::new(id, slot, name.to_owned(), declared, config, made.view, self.control.committed());
+        let cache =
+            Cache::new(id, slot, name.to_owned(), declared, config, made.view, self.control.committed());
         let cache = Arc::new(cache);
         state.memories.push(Some(made.memory));
         let mut caches = (**self.caches.load()).clone();
@@ -146,12 +155,15 @@ impl Engine {
         }
         let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
         self.wait_until_writable(deadline)?;
-        let permit =
-            if cache.on_disk() { Some(self.store.admit(&[cache.id], 64, Durability::Behind, deadline)?) } else { None };
+        let permit = if cache.on_disk() {
+            Some(self.store.admit(&[cache.id], 64, Durability::Behind, deadline)?)
+        } else {
+            None
+        };
         let mut state = self.lock();
         let version = self.next_sequence(&mut state);
-        let durable =
-            permit.map(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));
+        let durable = permit
+            .map(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));
         let mut caches = (**self.caches.load()).clone();
         caches.remove(name);
         self.caches.store(Arc::new(caches));
@@ -175,6 +187,7 @@ impl Engine {
 /// What of a memory cache's budget is kept for values too large for its rings: nothing unless they can come.
 fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
     let eighth = config.memory_bytes / 8;
-    let fits = Geometry::new(config.memory_bytes, 0).item_bytes_max() > value_bytes_max + limits::FRAME_OVERHEAD_MAX;
+    let fits =
+        Geometry::new(config.memory_bytes, 0).item_bytes_max() > value_bytes_max + limits::FRAME_OVERHEAD_MAX;
     if config.durability != Durability::Memory || fits { 0 } else { eighth }
 }

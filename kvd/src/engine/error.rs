@@ -3,7 +3,6 @@
 use kv_proto::limits;
 use kv_proto::wire::{ErrorKind, WireError};
 
-
 /// A refused or failed operation: what to do next, and a sentence that names the value and the limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

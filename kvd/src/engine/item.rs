@@ -111,7 +111,12 @@ pub(crate) struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    pub(crate) fn put(value: &'a [u8], options: &PutOptions<'a>, config: &CacheConfig, now: BootMs) -> Draft<'a> {
+    pub(crate) fn put(
+        value: &'a [u8],
+        options: &PutOptions<'a>,
+        config: &CacheConfig,
+        now: BootMs,
+    ) -> Draft<'a> {
         Draft {
             value: Cow::Borrowed(value),
             created: now,
@@ -180,13 +185,19 @@ pub(crate) fn freshness_on_wire(freshness: Freshness) -> Option<wire::Freshness>
 pub(crate) fn check_key(key: &[u8]) -> Result<(), Failure> {
     match key.len() {
         0 => Err(Failure::invalid(format!("key is empty; keys have 1 to {} bytes", limits::KEY_BYTES_MAX))),
-        bytes if bytes > limits::KEY_BYTES_MAX => Err(Failure::too_large("key", bytes, limits::KEY_BYTES_MAX)),
+        bytes if bytes > limits::KEY_BYTES_MAX => {
+            Err(Failure::too_large("key", bytes, limits::KEY_BYTES_MAX))
+        }
         _ => Ok(()),
     }
 }
 
 /// Checks a value and its options against their bounds.
-pub(crate) fn check_put(value: &[u8], options: &PutOptions<'_>, value_bytes_max: usize) -> Result<(), Failure> {
+pub(crate) fn check_put(
+    value: &[u8],
+    options: &PutOptions<'_>,
+    value_bytes_max: usize,
+) -> Result<(), Failure> {
     if value.len() > value_bytes_max {
         return Err(Failure::too_large("value", value.len(), value_bytes_max));
     }
@@ -208,14 +219,18 @@ pub(crate) fn check_put(value: &[u8], options: &PutOptions<'_>, value_bytes_max:
 pub(crate) fn check_tag(tag: &[u8]) -> Result<(), Failure> {
     match tag.len() {
         0 => Err(Failure::invalid(format!("tag is empty; tags have 1 to {} bytes", limits::TAG_BYTES_MAX))),
-        bytes if bytes > limits::TAG_BYTES_MAX => Err(Failure::too_large("tag", bytes, limits::TAG_BYTES_MAX)),
+        bytes if bytes > limits::TAG_BYTES_MAX => {
+            Err(Failure::too_large("tag", bytes, limits::TAG_BYTES_MAX))
+        }
         _ => Ok(()),
     }
 }
 
 pub(crate) fn check_ttl(what: &str, ttl_ms: u64) -> Result<(), Failure> {
     match ttl_ms {
-        0 => Err(Failure::invalid(format!("{what} is 0 ms; to be rid of an item, delete it or expire it now"))),
+        0 => {
+            Err(Failure::invalid(format!("{what} is 0 ms; to be rid of an item, delete it or expire it now")))
+        }
         ms if ms > limits::TTL_MS_MAX => Err(too_long(what, ms)),
         _ => Ok(()),
     }

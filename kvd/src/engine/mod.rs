@@ -89,11 +89,15 @@ pub(crate) struct State {
 
 impl State {
     fn memory(&mut self, cache: &Cache) -> &mut Memory {
-        self.memories[cache.slot].as_mut().expect("a dropped cache keeps its memory until its last user is gone")
+        self.memories[cache.slot]
+            .as_mut()
+            .expect("a dropped cache keeps its memory until its last user is gone")
     }
 
     fn memory_ref(&self, cache: &Cache) -> &Memory {
-        self.memories[cache.slot].as_ref().expect("a dropped cache keeps its memory until its last user is gone")
+        self.memories[cache.slot]
+            .as_ref()
+            .expect("a dropped cache keeps its memory until its last user is gone")
     }
 }
 
@@ -164,22 +168,30 @@ impl From<StoreError> for Failure {
         use kv_proto::wire::ErrorKind;
         let message = error.to_string();
         match error {
-            StoreError::Full => Failure { retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFull, message) },
-            StoreError::Failed { maybe_applied, .. } => {
-                Failure { maybe_applied, retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFailed, message) }
+            StoreError::Full => {
+                Failure { retry_after_ms: 1_000, ..Failure::new(ErrorKind::StoreFull, message) }
             }
-            StoreError::Timeout => {
-                Failure { maybe_applied: true, retry_after_ms: 100, ..Failure::new(ErrorKind::Timeout, message) }
-            }
+            StoreError::Failed { maybe_applied, .. } => Failure {
+                maybe_applied,
+                retry_after_ms: 1_000,
+                ..Failure::new(ErrorKind::StoreFailed, message)
+            },
+            StoreError::Timeout => Failure {
+                maybe_applied: true,
+                retry_after_ms: 100,
+                ..Failure::new(ErrorKind::Timeout, message)
+            },
             StoreError::Closed => Failure::unavailable(message, 200),
             StoreError::TooLarge { .. } => Failure::new(ErrorKind::TooLarge, message),
         }
     }
 }
 
-
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("dir", &self.config.dir).field("run_id", &self.run_id).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("dir", &self.config.dir)
+            .field("run_id", &self.run_id)
+            .finish_non_exhaustive()
     }
 }

@@ -16,7 +16,8 @@ use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
 use crate::metrics::Metrics;
 use crate::store::{
-    CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered, Report, Scope, Store,
+    CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered,
+    Report, Scope, Store,
 };
 use crate::units::show_bytes;
 
@@ -85,7 +86,8 @@ impl Engine {
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.now());
-        let wait = if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
+        let wait =
+            if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
             clock,
             store,
@@ -110,7 +112,11 @@ impl Engine {
             lock: Mutex::new(Some(lock)),
             metrics: Metrics::new(),
             rewrites: Mutex::new(Vec::new()),
-            found: Mutex::new(Found { report: recovered.report.clone(), stale: Vec::new(), cleared: Vec::new() }),
+            found: Mutex::new(Found {
+                report: recovered.report.clone(),
+                stale: Vec::new(),
+                cleared: Vec::new(),
+            }),
             config,
         });
         engine.open_caches(&recovered)?;
@@ -127,7 +133,8 @@ impl Engine {
             let made = self.make(&plan.config, 0, &plan.stamps).map_err(memory)?;
             let cache = {
                 let mut state = self.lock();
-                let cache = self.adopt(&mut state, plan.id, &plan.name, plan.declared, plan.config.clone(), made);
+                let cache =
+                    self.adopt(&mut state, plan.id, &plan.name, plan.declared, plan.config.clone(), made);
                 if plan.new || !cache.on_disk() {
                     let version = self.next_sequence(&mut state);
                     state.memory(&cache).writer.complete(version);
@@ -152,7 +159,12 @@ impl Engine {
                 name: row.name.clone(),
                 declared: self.config.caches.contains_key(&row.name),
                 config: self.config.caches.get(&row.name).unwrap_or(&self.config.default).clone(),
-                stamps: recovered.stamps.iter().find(|stamps| stamps.cache == row.id).cloned().unwrap_or_default(),
+                stamps: recovered
+                    .stamps
+                    .iter()
+                    .find(|stamps| stamps.cache == row.id)
+                    .cloned()
+                    .unwrap_or_default(),
                 new: false,
             })
             .collect();
@@ -205,7 +217,8 @@ impl Engine {
 
     fn set_hooks(self: &Arc<Engine>) {
         let weak = Arc::downgrade(self);
-        let (judging, evicted, sweeping, rewriting) = (weak.clone(), weak.clone(), weak.clone(), weak.clone());
+        let (judging, evicted, sweeping, rewriting) =
+            (weak.clone(), weak.clone(), weak.clone(), weak.clone());
         self.store.set_hooks(Hooks {
             judge: Box::new(move |cache, key, view| {
                 judging.upgrade().map_or(Judgement::Keep, |engine| engine.judge(cache, key, view))

@@ -26,8 +26,14 @@ enum Source {
 
 impl Engine {
     /// Answers a read of one key.
-    pub(crate) fn get(&self, session: &mut Session, cache: &Arc<Cache>, key: &[u8], shape: Shape, out: &mut Vec<u8>)
-    -> Result<(), Failure> {
+    pub(crate) fn get(
+        &self,
+        session: &mut Session,
+        cache: &Arc<Cache>,
+        key: &[u8],
+        shape: Shape,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
         let now = self.clock.now();
         let view = cache.view.load();
         let hash = view.reader.hash(key);
@@ -54,7 +60,8 @@ impl Engine {
         let (found, source) = self.look(target)?;
         let now = self.clock.now();
         let fresh = found.as_ref().and_then(|item| {
-            freshness_on_wire(self.freshness(&target.cache, target.key, item)).map(|freshness| (item, freshness))
+            freshness_on_wire(self.freshness(&target.cache, target.key, item))
+                .map(|freshness| (item, freshness))
         });
         match fresh {
             Some((item, freshness)) if shape != Shape::Value || freshness == wire::Freshness::Fresh => {
@@ -76,9 +83,8 @@ impl Engine {
             {
                 let mut state = self.lock();
                 let memory = state.memory(&target.cache);
-                match look_at(memory, target, self.clock.now()) {
-                    Ok(look) => return Ok((look, Source::Memory)),
-                    Err(OnDisk) => {}
+                if let Ok(look) = look_at(memory, target, self.clock.now()) {
+                    return Ok((look, Source::Memory));
                 }
             }
             let moment = target.cache.moment(target.hash);

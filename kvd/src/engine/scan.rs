@@ -45,18 +45,24 @@ impl Engine {
             self.scan_memory(cache, prefix, cursor, keys_max, now)?
         };
         let shape = if values { Shape::Entry } else { Shape::Description };
-        let items = page.items.iter().map(|(key, item, freshness)| wire::ScanItem {
-            key,
-            item: item.to_wire(*freshness, now, shape),
-        });
+        let items = page
+            .items
+            .iter()
+            .map(|(key, item, freshness)| wire::ScanItem { key, item: item.to_wire(*freshness, now, shape) });
         encode_into(out, &Response::Page { items: items.collect(), cursor: &page.cursor });
         Ok(())
     }
 
     /// A page in key order. A clear that comes while it is read would leave it with items from before and after: then it is
     /// read again.
-    fn scan_disk(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
-    -> Result<Page, Failure> {
+    fn scan_disk(
+        &self,
+        cache: &Cache,
+        prefix: &[u8],
+        cursor: &[u8],
+        keys_max: usize,
+        now: BootMs,
+    ) -> Result<Page, Failure> {
         for _ in 0..TRIES_MAX {
             let (page, stamped) = self.try_scan_disk(cache, prefix, cursor, keys_max, now)?;
             if cache.stamped() == stamped {
@@ -66,8 +72,14 @@ impl Engine {
         Err(Failure::unavailable("the cache is being cleared again and again; try the page later", 100))
     }
 
-    fn try_scan_disk(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
-    -> Result<(Page, Version), Failure> {
+    fn try_scan_disk(
+        &self,
+        cache: &Cache,
+        prefix: &[u8],
+        cursor: &[u8],
+        keys_max: usize,
+        now: BootMs,
+    ) -> Result<(Page, Version), Failure> {
         let after = (!cursor.is_empty()).then_some(cursor);
         let (mut source, stamped) = {
             let _state = self.lock();
@@ -93,8 +105,14 @@ impl Engine {
         Ok((page, stamped))
     }
 
-    fn scan_memory(&self, cache: &Cache, prefix: &[u8], cursor: &[u8], keys_max: usize, now: BootMs)
-    -> Result<Page, Failure> {
+    fn scan_memory(
+        &self,
+        cache: &Cache,
+        prefix: &[u8],
+        cursor: &[u8],
+        keys_max: usize,
+        now: BootMs,
+    ) -> Result<Page, Failure> {
         let mut from = match cursor {
             [] => 0,
             bytes => u64::from_be_bytes(

@@ -50,7 +50,13 @@ impl SideStore {
     }
 
     /// Puts an item of at most `bytes_max`; the (key, hash) of those that had to go are handed to `evicted`.
-    pub(crate) fn put(&mut self, key: &[u8], hash: u64, item: Arc<Current>, mut evicted: impl FnMut(&[u8], u64)) {
+    pub(crate) fn put(
+        &mut self,
+        key: &[u8],
+        hash: u64,
+        item: Arc<Current>,
+        mut evicted: impl FnMut(&[u8], u64),
+    ) {
         self.remove(key);
         let bytes = cost(key, &item);
         while self.bytes + bytes > self.bytes_max {
@@ -91,7 +97,9 @@ mod tests {
         let mut side = SideStore::new(3_000);
         let mut gone = Vec::new();
         for version in 1..=4_u64 {
-            side.put(&[version as u8], version, item(version, 700), |key, hash| gone.push((key.to_vec(), hash)));
+            side.put(&[version as u8], version, item(version, 700), |key, hash| {
+                gone.push((key.to_vec(), hash))
+            });
         }
         assert_eq!(gone, vec![(vec![1], 1)]);
         assert!(side.get(&[1]).is_none() && side.get(&[4]).is_some());

@@ -79,7 +79,8 @@ impl Engine {
         let memory = state.memory(cache);
         let swept = disk_swept.min(memory.swept);
         let entries = memory.writer.prefix_entries();
-        let retired: Vec<_> = entries.iter().filter(|entry| entry.version < swept).map(|entry| entry.index).collect();
+        let retired: Vec<_> =
+            entries.iter().filter(|entry| entry.version < swept).map(|entry| entry.index).collect();
         if retired.is_empty() {
             return;
         }
@@ -132,7 +133,8 @@ impl Engine {
     fn free_dropped(&self) {
         let mut state = self.lock();
         let dropped = std::mem::take(&mut state.dropped);
-        let (free, held): (Vec<_>, Vec<_>) = dropped.into_iter().partition(|cache| Arc::strong_count(cache) == 1);
+        let (free, held): (Vec<_>, Vec<_>) =
+            dropped.into_iter().partition(|cache| Arc::strong_count(cache) == 1);
         for cache in free {
             state.memories[cache.slot] = None;
         }
@@ -175,10 +177,12 @@ impl Engine {
                 return;
             }
             // As `expire` does: what is there now is put again, whatever has happened since the list was made.
-            let again = self.change(&[self.target(&cache, &key, true)], Some(Durability::Behind), |looks, _| {
-                let action = looks[0].as_deref().map_or(Action::Keep, |item| Action::Put(Draft::again(item)));
-                Ok(Decision { answer: (), actions: vec![action] })
-            });
+            let again =
+                self.change(&[self.target(&cache, &key, true)], Some(Durability::Behind), |looks, _| {
+                    let action =
+                        looks[0].as_deref().map_or(Action::Keep, |item| Action::Put(Draft::again(item)));
+                    Ok(Decision { answer: (), actions: vec![action] })
+                });
             match again {
                 Ok(_) => rewritten += 1,
                 Err(failure) => {
@@ -187,7 +191,11 @@ impl Engine {
                 }
             }
         }
-        tracing::info!(cache = cache.name, rewritten, "the disk has room again: what is in memory is on disk again");
+        tracing::info!(
+            cache = cache.name,
+            rewritten,
+            "the disk has room again: what is in memory is on disk again"
+        );
     }
 
     pub(crate) fn cache_by_id(&self, id: CacheId) -> Option<Arc<Cache>> {

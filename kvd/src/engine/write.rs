@@ -33,8 +33,11 @@ impl Engine {
         let changed = self.change(&[self.target(cache, key, look)], options.durability, |looks, now| {
             let there = looks[0].as_ref().map(|item| item.version);
             let refused = !holds(options.condition, there);
-            let action =
-                if refused { Action::Keep } else { Action::Put(Draft::put(value, options, &cache.config, now)) };
+            let action = if refused {
+                Action::Keep
+            } else {
+                Action::Put(Draft::put(value, options, &cache.config, now))
+            };
             Ok(Decision { answer: refused.then_some(there), actions: vec![action] })
         })?;
         if changed.answer.is_some() {
@@ -48,8 +51,13 @@ impl Engine {
         Ok(changed.durable)
     }
 
-    pub(crate) fn expire(&self, cache: &Arc<Cache>, key: &[u8], expiry: Expiry, out: &mut Vec<u8>)
-    -> Result<Durable, Failure> {
+    pub(crate) fn expire(
+        &self,
+        cache: &Arc<Cache>,
+        key: &[u8],
+        expiry: Expiry,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         check_expiry(expiry)?;
         self.change_one(cache, key, out, |item, now| {
             let mut draft = Draft::again(item);
@@ -57,7 +65,12 @@ impl Engine {
         })
     }
 
-    pub(crate) fn delete(&self, cache: &Arc<Cache>, key: &[u8], out: &mut Vec<u8>) -> Result<Durable, Failure> {
+    pub(crate) fn delete(
+        &self,
+        cache: &Arc<Cache>,
+        key: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         self.change_one(cache, key, out, |_, _| Action::Remove)
     }
 
@@ -88,7 +101,10 @@ impl Engine {
         })?;
         match &changed.answer {
             Some(item) => {
-                encode_into(out, &Response::Item(item.to_wire(wire::Freshness::Fresh, self.clock.now(), Shape::Value)));
+                encode_into(
+                    out,
+                    &Response::Item(item.to_wire(wire::Freshness::Fresh, self.clock.now(), Shape::Value)),
+                );
             }
             None => encode_into(out, &Response::Missing),
         }
@@ -267,7 +283,12 @@ impl<'a> Plan<'a> {
         asked.into_iter().chain(of_puts).max()
     }
 
-    fn first_conflict(&self, checks: &[Check<'_>], writes: &[Write<'_>], looks: &[Look]) -> Option<(u32, Option<u64>)> {
+    fn first_conflict(
+        &self,
+        checks: &[Check<'_>],
+        writes: &[Write<'_>],
+        looks: &[Look],
+    ) -> Option<(u32, Option<u64>)> {
         let there = |place: usize| looks[place].as_ref().map(|item| item.version);
         for (index, (check, &place)) in checks.iter().zip(&self.checks).enumerate() {
             let holds = match check.expect {
@@ -279,7 +300,9 @@ impl<'a> Plan<'a> {
             }
         }
         let conditions = writes.iter().zip(&self.writes).filter_map(|(write, &place)| match write {
-            Write::Put { options, .. } if options.condition != Condition::Always => Some((options.condition, place)),
+            Write::Put { options, .. } if options.condition != Condition::Always => {
+                Some((options.condition, place))
+            }
             Write::Put { .. } | Write::Expire { .. } | Write::Delete { .. } => None,
         });
         for (index, (condition, place)) in conditions.enumerate() {
@@ -291,13 +314,20 @@ impl<'a> Plan<'a> {
     }
 
     /// Runs the writes in order over what is there, later ones over earlier ones.
-    fn run(&self, writes: &[Write<'a>], looks: &[Look], now: BootMs) -> Decision<'a, Result<u32, (u32, Option<u64>)>> {
+    fn run(
+        &self,
+        writes: &[Write<'a>],
+        looks: &[Look],
+        now: BootMs,
+    ) -> Decision<'a, Result<u32, (u32, Option<u64>)>> {
         let mut actions: Vec<Action<'a>> = self.targets.iter().map(|_| Action::Keep).collect();
         let mut changed = 0;
         for (write, &place) in writes.iter().zip(&self.writes) {
             let config = &self.targets[place].cache.config;
             let action = match write {
-                Write::Put { value, options, .. } => Some(Action::Put(Draft::put(value, options, config, now))),
+                Write::Put { value, options, .. } => {
+                    Some(Action::Put(Draft::put(value, options, config, now)))
+                }
                 Write::Delete { .. } => running(&actions[place], &looks[place]).map(|_| Action::Remove),
                 Write::Expire { expiry, .. } => running(&actions[place], &looks[place]).map(|mut draft| {
                     if draft.expire(*expiry, config, now) { Action::Put(draft) } else { Action::Remove }
@@ -351,7 +381,10 @@ fn check_expiry(expiry: Expiry) -> Result<(), Failure> {
 fn add(value: &[u8], by: i64) -> Result<i64, Failure> {
     let text = std::str::from_utf8(value).ok().filter(|text| text.len() <= 20);
     let Some(number) = text.and_then(|text| text.parse::<i64>().ok()) else {
-        return Err(Failure::invalid(format!("value of {} bytes is not a decimal 64-bit integer", value.len())));
+        return Err(Failure::invalid(format!(
+            "value of {} bytes is not a decimal 64-bit integer",
+            value.len()
+        )));
     };
     number.checked_add(by).ok_or_else(|| Failure::invalid(format!("{number} + {by} does not fit 64 bits")))
 }

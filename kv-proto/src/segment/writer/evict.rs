@@ -141,7 +141,7 @@ impl Writer {
         Head::new(self.words.load(self.at(at))).is_filler()
     }
 
-    /// Gives an item that was read another place; `false`: it was not.
+    /// Gives an item that was read another place, and one that was not if main has room to spare; `false`: it has to go.
     fn keep(
         &mut self,
         version: Version,
@@ -152,14 +152,13 @@ impl Writer {
         now: BootMs,
     ) -> bool {
         let hits = self.hits.get(place);
-        if hits == 0 || *second_chances == 0 {
-            return false;
-        }
         let words = self.words_here(at);
         match at.ring {
+            // As long as memory is not full nothing has to prove itself.
+            Ring::Probation if self.has_room(Ring::Main, words) => self.hits.set(place, 0),
+            Ring::Probation | Ring::Main if hits == 0 || *second_chances == 0 => return false,
             Ring::Probation => {
                 self.make_room(version, Ring::Main, words, now);
-                // Making room in main may have displaced nothing of ours: slots move only under this writer.
                 self.hits.set(place, 0);
                 self.counts.promoted += 1;
             }

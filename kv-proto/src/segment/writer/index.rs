@@ -190,4 +190,3 @@ impl Writer {
         self.with_key(at, |key| self.verdict(&life, front.tag_slots(), key, now)) == Freshness::Gone
     }
 }
-

@@ -99,7 +99,13 @@ impl Writer {
     }
 
     /// Drops dead items from the index, at most `items_max` visited; `true` when the whole of both rings was visited.
-    pub fn sweep(&mut self, version: Version, cursor: &mut SweepCursor, items_max: usize, now: BootMs) -> bool {
+    pub fn sweep(
+        &mut self,
+        version: Version,
+        cursor: &mut SweepCursor,
+        items_max: usize,
+        now: BootMs,
+    ) -> bool {
         if cursor.end == [0; 2] {
             *cursor = SweepCursor { next: self.tail, end: self.head };
         }
@@ -161,8 +167,14 @@ impl Writer {
             let at = self.geometry.tag_at(tag);
             (tag, self.words.load(at), self.words.load(at + 1))
         });
-        let prefixes = self.prefix_entries().into_iter().map(|clear| (clear.prefix, clear.effect, clear.version));
-        new.load_stamps(self.words.load(H_CLEAR), self.words.load(H_STALE), tags.collect::<Vec<_>>(), prefixes);
+        let prefixes =
+            self.prefix_entries().into_iter().map(|clear| (clear.prefix, clear.effect, clear.version));
+        new.load_stamps(
+            self.words.load(H_CLEAR),
+            self.words.load(H_STALE),
+            tags.collect::<Vec<_>>(),
+            prefixes,
+        );
         for ring in [Ring::Main, Ring::Probation] {
             let mut position = self.tail[ring as usize];
             while position < self.head[ring as usize] {
@@ -196,7 +208,11 @@ impl Writer {
         }
         new.is_sized = self.is_sized;
         let items = Counts { evicted: self.counts.evicted, promoted: self.counts.promoted, ..new.counts };
-        new.counts = Counts { expired_dropped: self.counts.expired_dropped, ghost_hits: self.counts.ghost_hits, ..items };
+        new.counts = Counts {
+            expired_dropped: self.counts.expired_dropped,
+            ghost_hits: self.counts.ghost_hits,
+            ..items
+        };
     }
 
     fn copy_item(&self, at: At, new: &mut Writer, version: Version, now: BootMs) {
