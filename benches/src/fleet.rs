@@ -3,11 +3,13 @@
 //! Called by [`crate::rounds`] and [`crate::check`]. The clients are this very program with the subcommand `client`.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use signal_hook::consts::SIGALRM;
 
 use crate::BenchError;
 use crate::client::{ClientReport, ClientSpec, Moments, Pace, Stop, histogram, moments_line};
@@ -193,8 +195,13 @@ fn last_words(child: &mut Child) -> String {
         // What cannot be read is not there; the caller's error stands anyway.
         drop(errors.read_to_string(&mut said));
     }
-    let said = said.trim();
-    if said.is_empty() { "ended without a word".to_owned() } else { said.to_owned() }
+    match (said.trim(), child.wait()) {
+        ("", Ok(status)) if status.signal() == Some(SIGALRM) => {
+            "the server did not answer in time".to_owned()
+        }
+        ("", Ok(status)) => format!("ended without a word, {status}"),
+        (said, _) => said.to_owned(),
+    }
 }
 
 #[cfg(test)]

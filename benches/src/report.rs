@@ -109,6 +109,9 @@ impl Report {
             }
         }
         out += "\nRates are medians over the rounds (lowest-highest), latencies medians of each round's percentile.\n";
+        if self.machine.is_busy() {
+            out += "Others were at work on this machine: these figures do not count.\n";
+        }
         for reached in &self.goals {
             if let Some(ratio) = reached.ratio {
                 let Goal { name, over, under, .. } = reached.goal;
