@@ -181,7 +181,10 @@ pub(super) fn print_table(report: &Report) {
             row("  unanswered", tally.puts_unanswered.to_string(), &remark);
         }
     }
-    println!("\n{table}\n");
+    println!();
+    // The last column is padded to the longest remark.
+    table.to_string().lines().for_each(|line| println!("{}", line.trim_end()));
+    println!();
     let broken = report.broken();
     if broken.is_empty() {
         println!("every promise held; all processes are stopped, the directory is removed");
