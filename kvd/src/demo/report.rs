@@ -190,6 +190,10 @@ pub(super) fn print_table(report: &Report) {
         println!("every promise held; all processes are stopped, the directory is removed");
     }
     broken.iter().for_each(|broken| println!("BROKEN: {broken}"));
+    tally.examples.iter().for_each(|example| println!("  {example}"));
+    if let Some(kill) = report.kill.as_ref().filter(|_| !broken.is_empty()) {
+        println!("  the kill was at {:.3} s", f64::from(kill.killed_ticks) * TICK.as_secs_f64());
+    }
 }
 
 fn show_us(us: f64) -> String {
