@@ -26,11 +26,11 @@ use crate::options::{PutOptions, Ttl};
 ///     .put("order", "1001", "42", None)
 ///     .put_with("order", "1002", "42", &PutOptions::new().tag("sku:42"))
 ///     .expire("price", "42", Ttl::After(Duration::from_secs(60)))
-///     .delete("cart", "7")
+///     .delete("price", "41")
 ///     .durable()
 ///     .commit()?;
 /// assert!(committed.version > first);
-/// assert_eq!(committed.changed, 3); // there was no cart 7 to delete
+/// assert_eq!(committed.changed, 3); // there was no price 41 to delete
 /// # Ok::<(), kv_client::Error>(())
 /// ```
 #[derive(Debug, Clone)]

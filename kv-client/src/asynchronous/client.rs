@@ -183,7 +183,7 @@ impl Client {
     /// # async fn main() -> Result<(), kv_client::Error> {
     /// # let server = kvd::testing::server();
     /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
-    /// client.batch().put("cart", "7", "rocket", None).delete("seen", "7").commit().await?;
+    /// client.batch().put("cart", "7", "rocket", None).delete("cart", "6").commit().await?;
     /// # Ok(())
     /// # }
     /// ```

@@ -150,7 +150,7 @@ impl Client {
     /// ```
     /// # let server = kvd::testing::server();
     /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
-    /// client.batch().put("cart", "7", "rocket", None).delete("seen", "7").commit()?;
+    /// client.batch().put("cart", "7", "rocket", None).delete("cart", "6").commit()?;
     /// # Ok::<(), kv_client::Error>(())
     /// ```
     pub fn batch(&self) -> Batch<Client> {

@@ -181,12 +181,19 @@ pub(super) fn print_table(report: &Report) {
             row("  unanswered", tally.puts_unanswered.to_string(), &remark);
         }
     }
-    println!("\n{table}\n");
+    println!();
+    // The last column is padded to the longest remark.
+    table.to_string().lines().for_each(|line| println!("{}", line.trim_end()));
+    println!();
     let broken = report.broken();
     if broken.is_empty() {
         println!("every promise held; all processes are stopped, the directory is removed");
     }
     broken.iter().for_each(|broken| println!("BROKEN: {broken}"));
+    tally.examples.iter().for_each(|example| println!("  {example}"));
+    if let Some(kill) = report.kill.as_ref().filter(|_| !broken.is_empty()) {
+        println!("  the kill was at {:.3} s", f64::from(kill.killed_ticks) * TICK.as_secs_f64());
+    }
 }
 
 fn show_us(us: f64) -> String {

@@ -31,6 +31,8 @@ const LOOK_UP_MAX: usize = 256;
 const LIFE_MARGIN: Duration = Duration::from_millis(100);
 /// Lives are counted in whole milliseconds: what is nearer to its end than this proves nothing.
 const EDGE: Duration = Duration::from_millis(2);
+/// Broken promises are told in words up to here.
+const EXAMPLES_MAX: usize = 10;
 /// Progress is told this often.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -84,6 +86,8 @@ pub(super) struct Tally {
     /// Of them not there, or not as acknowledged.
     pub(super) lost: u64,
     /// Latency of everything, and of hits: nanoseconds and how often.
+    /// What was broken first, in words.
+    pub(super) examples: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub(super) latency_all: Vec<(u64, u64)>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -108,6 +112,8 @@ impl Tally {
         ] {
             *mine += others;
         }
+        let room = EXAMPLES_MAX.saturating_sub(self.examples.len());
+        self.examples.extend(other.examples.iter().take(room).cloned());
         self.latency_all.extend(&other.latency_all);
         self.latency_hits.extend(&other.latency_hits);
     }
@@ -156,6 +162,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
                 database: Database::connect(&args.database)?,
                 share,
                 known: HashMap::new(),
+                start: Moment::now(),
                 tally: Tally::default(),
             };
             threads.push((scope.spawn(move || lane.run()), lane_record(&args.records, number)));
@@ -222,12 +229,14 @@ struct Lane<'a> {
     database: Database,
     share: &'a [u32],
     known: HashMap<u32, Known>,
+    start: Moment,
     tally: Tally,
 }
 
 impl Lane<'_> {
     fn run(mut self) -> Result<(Tally, Vec<u32>), Failure> {
-        let start = self.await_start()?;
+        self.start = self.await_start()?;
+        let start = self.start;
         let mut record = Vec::with_capacity(self.share.len() + 1);
         let mut all = histogram();
         let mut hits = histogram();
@@ -292,10 +301,16 @@ impl Lane<'_> {
             Some(known) if known.perhaps.is_some() && known.perhaps == stamp => {}
             Some(known) if stamp == Some(known.stamp) => {
                 let late = begun > known.acknowledged.plus(ttl).plus(EDGE);
-                self.tally.hits_late += u64::from(late && known.perhaps.is_none());
+                if late && known.perhaps.is_none() {
+                    self.tally.hits_late += 1;
+                    self.tell("a hit after the end", object);
+                }
             }
             // Nobody else puts this object.
-            Some(_) | None => self.tally.hits_wrong += 1,
+            Some(_) | None => {
+                self.tally.hits_wrong += 1;
+                self.tell(&format!("a hit with row {stamp:?}"), object);
+            }
         }
     }
 
@@ -305,7 +320,27 @@ impl Lane<'_> {
             let early = Moment::now().plus(EDGE) < known.begun.plus(ttl);
             self.tally.misses_early += u64::from(early);
             self.tally.expired += u64::from(!early);
+            if early && self.args.kept {
+                self.tell("a miss", object);
+            }
         }
+    }
+
+    /// Puts a broken promise in words.
+    fn tell(&mut self, what: &str, object: u32) {
+        if self.tally.examples.len() >= EXAMPLES_MAX {
+            return;
+        }
+        let mut key = String::new();
+        objects::key_into(object, &mut key);
+        let now = Moment::now();
+        let at = now.since(self.start);
+        let told = self.known.get(&object).map_or("of which nothing was acknowledged".to_owned(), |known| {
+            let ago = now.since(known.acknowledged);
+            let ttl = objects::ttl(object, self.args.time_scale);
+            format!("whose row {} was acknowledged {ago:.3?} before, for {ttl:.3?}", known.stamp)
+        });
+        self.tally.examples.push(format!("{what} of {key} at {at:.3?}, {told}"));
     }
 
     fn load_and_put(&mut self, object: u32, key: &str, ttl: Duration) -> Result<(), Failure> {
@@ -346,6 +381,7 @@ impl Lane<'_> {
             known.perhaps.is_none() && Moment::now().plus(LIFE_MARGIN) < end
         };
         let safe: Vec<_> = self.known.iter().filter(|(object, known)| lives(**object, known)).collect();
+        let mut lost = Vec::new();
         for chunk in safe.chunks(LOOK_UP_MAX) {
             let keys: Vec<String> = chunk
                 .iter()
@@ -362,10 +398,14 @@ impl Lane<'_> {
                 let there = value.and_then(|value| objects::stamp_of(**object, &value)) == Some(known.stamp);
                 if there || Moment::now().plus(EDGE) < end {
                     self.tally.verified += 1;
-                    self.tally.lost += u64::from(!there);
+                    if !there {
+                        self.tally.lost += 1;
+                        lost.push(**object);
+                    }
                 }
             }
         }
+        lost.into_iter().for_each(|object| self.tell("looked up after the kill, no trace", object));
         Ok(())
     }
 
