@@ -4,6 +4,7 @@
 //! socket of its own; all run in parallel.
 
 mod architecture;
+mod churn;
 mod crash;
 mod demo;
 mod hostile;
