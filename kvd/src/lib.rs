@@ -14,3 +14,8 @@ pub mod testing;
 pub mod units;
 
 pub use embedded::Embedded;
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
