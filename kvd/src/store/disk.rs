@@ -94,8 +94,8 @@ impl Disk {
         match self {
             Disk::Files => {
                 let stat = nix::sys::statvfs::statvfs(dir)?;
-                let block = u64::from(stat.fragment_size());
-                Ok((block * u64::from(stat.blocks_available()), block * u64::from(stat.blocks())))
+                let block = stat.fragment_size();
+                Ok((block * stat.blocks_available(), block * stat.blocks()))
             }
             #[cfg(test)]
             Disk::Sim(sim) => Ok((sim.free_bytes(), u64::MAX)),

@@ -40,6 +40,14 @@ enum Stage {
     Journal,
 }
 
+/// What a chunk folded.
+struct Folded {
+    /// The last key, if there are more.
+    last: Option<Box<[u8]>>,
+    bytes: u64,
+    items: usize,
+}
+
 impl Fold {
     pub(super) fn new(layer: Arc<Layer>, upto: u64) -> Fold {
         Fold { layer, upto, stage: Stage::Stamps, unsynced_bytes: 0, items: 0 }
@@ -109,10 +117,10 @@ impl Flusher {
                 Some(Stage::Items { after: None })
             }
             Stage::Items { after } => {
-                let (after, bytes, items) = self.fold_items(&txn, &fold.layer, after.as_deref())?;
-                fold.unsynced_bytes += bytes;
-                fold.items += items;
-                Some(after.map_or(Stage::Journal, |after| Stage::Items { after: Some(after) }))
+                let folded = self.fold_items(&txn, &fold.layer, after.as_deref())?;
+                fold.unsynced_bytes += folded.bytes;
+                fold.items += folded.items;
+                Some(folded.last.map_or(Stage::Journal, |after| Stage::Items { after: Some(after) }))
             }
             Stage::Journal => {
                 let has_more = self.remove_journal(&txn, fold.upto)?;
@@ -163,13 +171,13 @@ impl Flusher {
         Ok(())
     }
 
-    /// Folds entries for a while; gives the last key if there are more, the bytes written and the entries done.
+    /// Folds entries for a while.
     fn fold_items(
         &mut self,
         txn: &WriteTransaction,
         layer: &Layer,
         after: Option<&[u8]>,
-    ) -> Result<(Option<Box<[u8]>>, u64, usize), redb::Error> {
+    ) -> Result<Folded, redb::Error> {
         let begin = self.shared.clock.instant();
         let now = self.shared.clock.now();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -203,7 +211,7 @@ impl Flusher {
         }
         self.count_bytes(txn, &deltas)?;
         self.shared.gauges.folded_items.fetch_add(items as u64, Ordering::Relaxed);
-        Ok((last, bytes, items))
+        Ok(Folded { last, bytes, items })
     }
 
     /// The record to put into the tree; none if the key is deleted, its item expired, or its cache's disk part void.

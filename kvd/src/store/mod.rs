@@ -20,6 +20,7 @@ mod overlay;
 mod pending;
 mod record;
 mod recovery;
+mod replay;
 mod scan;
 mod shadow;
 mod shared;

@@ -56,6 +56,10 @@ pub(super) struct Entry {
 }
 
 pub(super) type Map = BTreeMap<Box<[u8]>, Entry>;
+/// A tree key and what a layer has of it.
+pub(super) type KeyEntry = (Box<[u8]>, Entry);
+/// A tree key and a record.
+pub(super) type KeyRecord = (Box<[u8]>, Arc<[u8]>);
 
 /// The stamps of one cache. They only grow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -192,7 +196,7 @@ impl Overlay {
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
         entries_max: usize,
-    ) -> (Vec<(Box<[u8]>, Entry)>, bool) {
+    ) -> (Vec<KeyEntry>, bool) {
         let empty = Map::new();
         let frozen = self.frozen.as_ref().map_or(&empty, |layer| &layer.map);
         let mut newer = self.active.map.range::<[u8], _>((from, to)).peekable();

@@ -11,7 +11,7 @@ use kv_proto::limits::KEY_BYTES_MAX;
 use redb::{Database, OwnedRange, ReadOnlyTable, ReadableDatabase, WriteTransaction};
 
 use super::options::{CacheId, StoreError};
-use super::overlay::{Entry, TreeKey, split};
+use super::overlay::{Entry, KeyEntry, KeyRecord, TreeKey, split};
 use super::record::{StoredItem, check, generation_and_version};
 use super::shared::Shared;
 use super::tables::{RESIDENT, TREE};
@@ -162,12 +162,15 @@ pub(super) fn end_of(cache: CacheId, prefix: &[u8]) -> Option<Vec<u8>> {
     None
 }
 
+/// A tree key, its record unless it is deleted, and whether that is from the tree.
+type Found = (Box<[u8]>, Option<Arc<[u8]>>, bool);
+
 /// Items of one moment in key order. It holds a snapshot: drop it before waiting for anything.
 pub struct PageSource {
     shared: Arc<Shared>,
-    entries: std::iter::Peekable<std::vec::IntoIter<(Box<[u8]>, Entry)>>,
+    entries: std::iter::Peekable<std::vec::IntoIter<KeyEntry>>,
     range: Option<TreeRange>,
-    ahead: Option<(Box<[u8]>, Arc<[u8]>)>,
+    ahead: Option<KeyRecord>,
     /// The overlay was copied up to here only: beyond, the page would not be of one moment.
     stop: Option<Box<[u8]>>,
     last: Option<Box<[u8]>>,
@@ -226,7 +229,7 @@ impl PageSource {
         self.last.as_deref().or(self.stop.as_deref()).map(split)
     }
 
-    fn next_entry(&mut self) -> Result<Option<(Box<[u8]>, Option<Arc<[u8]>>, bool)>, StoreError> {
+    fn next_entry(&mut self) -> Result<Option<Found>, StoreError> {
         if self.ahead.is_none() && self.range.is_some() {
             self.ahead = self.pull()?;
         }
@@ -249,7 +252,7 @@ impl PageSource {
         Ok(self.ahead.take().map(|(key, record)| (key, Some(record), true)))
     }
 
-    fn pull(&mut self) -> Result<Option<(Box<[u8]>, Arc<[u8]>)>, StoreError> {
+    fn pull(&mut self) -> Result<Option<KeyRecord>, StoreError> {
         match self.range.as_mut().and_then(Iterator::next) {
             Some(Ok((key, record))) => Ok(Some((Box::from(key.value()), Arc::from(record.value())))),
             Some(Err(error)) => Err(self.shared.read_error(&error.into())),

@@ -3,6 +3,7 @@
 //! Used to read a store file that failed: opening redb repairs and writes, and that file must stay as it is.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::ops::Bound;
 
@@ -75,14 +76,16 @@ impl StorageBackend for Shadow {
         let end = offset + data.len() as u64;
         for number in offset / BLOCK..end.div_ceil(BLOCK) {
             let at = number * BLOCK;
-            if !state.blocks.contains_key(&number) {
-                let mut block = vec![0; BLOCK as usize].into_boxed_slice();
-                self.read_inner(at, &mut block)?;
-                state.blocks.insert(number, block);
-            }
+            let block = match state.blocks.entry(number) {
+                Entry::Occupied(found) => found.into_mut(),
+                Entry::Vacant(place) => {
+                    let mut block = vec![0; BLOCK as usize].into_boxed_slice();
+                    self.read_inner(at, &mut block)?;
+                    place.insert(block)
+                }
+            };
             let from = at.max(offset);
             let to = (at + BLOCK).min(end);
-            let block = state.blocks.get_mut(&number).expect("just put there");
             block[(from - at) as usize..(to - at) as usize]
                 .copy_from_slice(&data[(from - offset) as usize..(to - offset) as usize]);
         }

@@ -60,11 +60,15 @@ struct Lap {
     has_victims: bool,
 }
 
+/// A tree key, and the record to put in the place of its present one, if any.
+type Victim = (Vec<u8>, Option<Arc<[u8]>>);
+/// A tree key and the version of its item.
+type Evictable = (Vec<u8>, Version);
+
 /// What a chunk found.
 #[derive(Default)]
 struct Found {
-    /// Tree keys, each with the record to put in its place, if any.
-    victims: Vec<(Vec<u8>, Option<Arc<[u8]>>)>,
+    victims: Vec<Victim>,
     last: Option<Vec<u8>>,
     is_end: bool,
 }
@@ -216,7 +220,7 @@ impl Flusher {
         }
     }
 
-    fn remove(&mut self, victims: Vec<(Vec<u8>, Option<Arc<[u8]>>)>) -> Result<(), redb::Error> {
+    fn remove(&mut self, victims: Vec<Victim>) -> Result<(), redb::Error> {
         if victims.is_empty() {
             return Ok(());
         }
@@ -229,11 +233,7 @@ impl Flusher {
         Ok(())
     }
 
-    fn remove_in(
-        &self,
-        txn: &redb::WriteTransaction,
-        victims: &[(Vec<u8>, Option<Arc<[u8]>>)],
-    ) -> Result<u64, redb::Error> {
+    fn remove_in(&self, txn: &redb::WriteTransaction, victims: &[Victim]) -> Result<u64, redb::Error> {
         let mut deltas: BTreeMap<CacheId, i64> = BTreeMap::new();
         {
             let mut tree = txn.open_table(TREE)?;
@@ -375,7 +375,7 @@ impl Flusher {
         threshold: Version,
         to_free: u64,
         lap: &mut Lap,
-    ) -> Result<(Vec<(Vec<u8>, Version)>, bool), redb::Error> {
+    ) -> Result<(Vec<Evictable>, bool), redb::Error> {
         let begin = self.shared.clock.instant();
         let hooks = self.hooks();
         let db = self.database()?;

@@ -18,7 +18,8 @@ use super::options::CacheId;
 use super::overlay::{Layer, split};
 use super::pending::Mark;
 use super::record::{check, decode, generation_and_version};
-use super::recovery::{DRAFT_FILE, State, open_database, read_state};
+use super::recovery::{DRAFT_FILE, open_database};
+use super::replay::{State, read_state};
 use super::shared::Health;
 use super::tables::{
     BOOTS, CACHES, FORMAT, Fixed, JOURNAL, META, META_FIXED, META_FORMAT, RESIDENT, STATE, StateKey, TREE,
