@@ -68,7 +68,11 @@ fn memory_and_file_stay_bounded_under_churn() {
     println!("PROMISE churn.file {} MiB for {} MiB live held", file / MIB, live / MIB);
     let kept = client.admin().caches().unwrap().into_iter().find(|cache| cache.name == "kept").unwrap();
     println!("PROMISE churn.disk_budget {} MiB of {} MiB held", kept.disk_bytes / MIB, disk / MIB);
-    assert!(kept.disk_bytes <= disk, "{} bytes live in a cache with a disk budget of {disk}", kept.disk_bytes);
+    assert!(
+        kept.disk_bytes <= disk,
+        "{} bytes live in a cache with a disk budget of {disk}",
+        kept.disk_bytes
+    );
 }
 
 /// Writes `bytes` bytes: overwrites and short lives in one cache, ever new keys in the other.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// Longest key, in bytes; the shortest is 1. Beyond: `TooLarge`.
-pub const KEY_BYTES_MAX: usize = 1_024;
+pub const KEY_BYTES_MAX: usize = if cfg!(loom) { 16 } else { 1_024 };
 /// Longest value unless configured, in bytes. Beyond: `TooLarge`.
 pub const VALUE_BYTES_DEFAULT: usize = 1 << 20;
 /// The most `value_bytes_max` can be configured to, in bytes. Beyond: the configuration is refused.
@@ -41,7 +41,7 @@ pub const VERSION_MAX: u64 = 1 << 62;
 /// Slots of the largest tag table; what the disk knows. A power of two.
 pub const TAG_SLOTS_MAX: usize = 1 << 16;
 /// Prefix clears remembered at once, a cache. Beyond: the next one waits for the sweep, up to its deadline.
-pub const PREFIX_CLEARS_MAX: usize = 8;
+pub const PREFIX_CLEARS_MAX: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// Bytes of a frame beyond keys and values: header, options, tags.
 pub const FRAME_OVERHEAD_MAX: usize = 4_096;

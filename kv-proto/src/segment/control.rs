@@ -1,5 +1,6 @@
 //! The control page: one a daemon. What is whole, whether the daemon lives, and its clock.
 
+#[cfg(not(loom))]
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

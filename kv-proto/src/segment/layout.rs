@@ -53,7 +53,7 @@ const _: () = assert!(TAGS_AT.is_multiple_of(BUCKET_WORDS), "buckets begin on ca
 /// Probation has this share of the rings' bytes (S3-FIFO's small queue).
 const PROBATION_SHARE: usize = 10;
 /// The largest item of a ring is this fraction of it; a gap of that size stays free.
-const ITEM_SHARE: usize = 16;
+const ITEM_SHARE: usize = if cfg!(loom) { 4 } else { 16 };
 /// Items a bucket when it is filled as planned: of seven slots, so that overflow is rare.
 const ITEMS_A_BUCKET: f64 = 2.8;
 /// Without a better guess the index has this fraction of the budget: right for items of some 400 bytes.

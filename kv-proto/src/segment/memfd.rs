@@ -16,50 +16,13 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
-use thiserror::Error;
 
+use super::error::AttachError;
 use super::words::{WORD_BYTES, Words, raw};
 
 /// What a descriptor must be sealed against before it is mapped: any change of size, new writable maps, more seals.
 const SEALS: SealFlags =
     SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE).union(SealFlags::SEAL);
-
-/// Why a segment or control page could not be used. The caller goes on over the socket.
-#[derive(Debug, Error)]
-pub enum AttachError {
-    /// The descriptor could be changed under the reader: not one a daemon of ours made.
-    #[error("descriptor is not sealed: has seals {found:#x}, needs {needed:#x}")]
-    NotSealed {
-        /// Seals it has.
-        found: u32,
-        /// Seals a daemon sets.
-        needed: u32,
-    },
-    /// The mapping failed.
-    #[error("cannot map the segment: {0}")]
-    Io(#[from] io::Error),
-    /// It does not begin like what it should be.
-    #[error("not a {what}: begins with {found:#018x}")]
-    Magic {
-        /// What was expected.
-        what: &'static str,
-        /// The first word.
-        found: u64,
-    },
-    /// Another layout version than this build reads.
-    #[error("{what} has layout {found}, this build reads {known}")]
-    Layout {
-        /// Segment or control page.
-        what: &'static str,
-        /// What it says.
-        found: u64,
-        /// What this build knows.
-        known: u64,
-    },
-    /// The sizes in the header do not fit each other or the mapping.
-    #[error("segment header contradicts itself: {0}")]
-    Geometry(&'static str),
-}
 
 impl Words {
     /// Makes a memfd of `bytes` bytes (rounded up to a page), maps it writable and seals it: afterwards nobody can map it

@@ -13,10 +13,12 @@
 //! std guarantees only Relaxed loads of at most 8 bytes on read-only pages: no Acquire loads, no compare-exchange here.
 
 mod control;
+mod error;
 mod ghost;
 mod hits;
 mod item;
 mod layout;
+#[cfg(not(loom))]
 mod memfd;
 mod reader;
 mod stamps;
@@ -25,10 +27,10 @@ mod words;
 mod writer;
 
 pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState};
+pub use error::AttachError;
 pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};
 pub use layout::Geometry;
-pub use memfd::AttachError;
 pub use reader::{ManyOutcome, Outcome, Reader, Reason};
 pub use stamps::PrefixClear;
 pub use words::{WORD_BYTES, Words, words_for};

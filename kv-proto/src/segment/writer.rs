@@ -14,8 +14,8 @@ use super::ghost::Ghost;
 use super::hits::Hits;
 use super::item::{At, Freshness, Front, Head, Life, Meta, NewItem, Place};
 use super::layout::{
-    BUCKET_WORDS, Geometry, H_CLEAR, H_INDEX_COMPLETE, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE, H_STATE,
-    H_TAIL, RINGS, Ring, SLOTS, Slot, bucket,
+    Geometry, H_CLEAR, H_INDEX_COMPLETE, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE, H_STATE, H_TAIL, RINGS,
+    Ring, SLOTS, Slot, bucket,
 };
 use super::reader::Reader;
 use super::stamps::{self, PrefixClear};
@@ -168,11 +168,9 @@ impl Writer {
         committed: Version,
     ) -> Writer {
         assert!(words.len() >= geometry.words(), "the segment is made for its geometry");
-        for at in geometry.index_at()..geometry.index_at() + geometry.buckets() * BUCKET_WORDS {
-            if at % BUCKET_WORDS == SLOTS {
-                // A reader that began before this segment must not take its emptiness for an answer.
-                words.store(at, bucket::word(committed, 0));
-            }
+        for bucket in 0..geometry.buckets() {
+            // A reader that began before this segment must not take its emptiness for an answer.
+            words.store(geometry.bucket_at(bucket) + SLOTS, bucket::word(committed, 0));
         }
         let start = RINGS.map(|ring| geometry.ring_words(ring) as u64);
         for ring in RINGS {

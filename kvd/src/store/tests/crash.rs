@@ -278,7 +278,8 @@ fn a_thousand_crashes_leave_the_state_of_some_commit_and_lose_nothing_durable() 
     println!("KVD_SEED={base}");
     let mut crashes = 0;
     let mut seed = base;
-    let wanted = std::env::var("KVD_CRASH_POINTS").ok().and_then(|points| points.parse().ok()).unwrap_or(1_200);
+    let wanted =
+        std::env::var("KVD_CRASH_POINTS").ok().and_then(|points| points.parse().ok()).unwrap_or(1_200);
     while crashes < wanted {
         crashes += run(seed, false).unwrap_or_else(|what| panic!("{what} (replay: KVD_SEED={seed})"));
         seed += 1;
