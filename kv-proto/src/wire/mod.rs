@@ -11,7 +11,7 @@ mod response;
 
 pub use error::{ErrorKind, WireError};
 pub use frame::{
-    FRAME_HEADER_BYTES, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Welcome,
+    FRAME_HEADER_BYTES, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Split, Welcome,
     decode, encode_into, split_frame,
 };
 pub use request::{
