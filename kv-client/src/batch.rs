@@ -22,7 +22,7 @@ use crate::options::{PutOptions, Ttl};
 /// let committed = client
 ///     .batch()
 ///     .expect_version("price", "42", first)
-///     .expect_absent("order", "1001")
+///     .expect_absent("price", "43")
 ///     .put("order", "1001", "42", None)
 ///     .put_with("order", "1002", "42", &PutOptions::new().tag("sku:42"))
 ///     .expire("price", "42", Ttl::After(Duration::from_secs(60)))

@@ -27,7 +27,7 @@ const REQUESTS_DEFAULT: u64 = 400_000;
 /// The run is as long as so much of the shop's time, unless said.
 const SHOP_TIME: Duration = Duration::from_secs(8 * 3_600);
 /// Requests a second that two cores do, for the estimate alone.
-const RATE_GUESS: f64 = 45_000.0;
+const RATE_GUESS: f64 = 60_000.0;
 /// Loads that tell what a request costs without the cache.
 const MEASURES: u32 = 300;
 /// If nothing moves for this long, something is wrong.
