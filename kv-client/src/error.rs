@@ -86,8 +86,6 @@ pub enum Error {
     /// Input that no daemon would take; nothing was sent.
     #[error("{message}")]
     Invalid {
-        /// [`ErrorKind::Invalid`], or [`ErrorKind::Config`] for a cache's name and settings of the client.
-        kind: ErrorKind,
         /// A sentence that names the value and the rule.
         message: String,
     },
@@ -136,7 +134,8 @@ impl Error {
         match self {
             Error::Unreachable { .. } | Error::Lost { .. } => ErrorKind::Unavailable,
             Error::Timeout { .. } => ErrorKind::Timeout,
-            Error::Refused { kind, .. } | Error::Invalid { kind, .. } => *kind,
+            Error::Refused { kind, .. } => *kind,
+            Error::Invalid { .. } => ErrorKind::Invalid,
             Error::Conflict { .. } => ErrorKind::Conflict,
             Error::TooLarge { .. } => ErrorKind::TooLarge,
             Error::Protocol { .. } => ErrorKind::Protocol,
@@ -193,7 +192,7 @@ impl Error {
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
-        Error::Invalid { kind: ErrorKind::Invalid, message: message.into() }
+        Error::Invalid { message: message.into() }
     }
 
     pub(crate) fn from_wire(error: &WireError<'_>) -> Error {

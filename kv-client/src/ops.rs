@@ -8,8 +8,8 @@ use kv_proto::limits::{
     TAG_BYTES_MAX, TAGS_MAX, VALUE_BYTES_MAX,
 };
 use kv_proto::wire::{
-    self, Bytes, Condition, Durability, Effect, Envelope, ErrorKind, Expect, Freshness, Request, Response,
-    Scope, Want, encode_into,
+    self, Bytes, Condition, Durability, Effect, Envelope, Expect, Freshness, Request, Response, Scope, Want,
+    encode_into,
 };
 
 use crate::answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
@@ -349,7 +349,6 @@ pub(crate) fn check_cache(cache: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid {
-        kind: ErrorKind::Invalid,
         message: format!(
             "{cache:?} cannot name a cache: 1 to {CACHE_NAME_BYTES_MAX} of a-z 0-9 . _ -, the first a letter or digit"
         ),

@@ -223,7 +223,7 @@ fn limits_are_named_before_anything_is_sent() {
     too_large(cache.put_with("42", "x", &tag).unwrap_err(), "tag is 65 bytes, limit is 64");
     assert_eq!(cache.get("").unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(cache.put("42", "x", Duration::ZERO).unwrap_err().kind(), ErrorKind::Invalid);
-    assert_eq!(client.cache("No Such Name").get("42").unwrap_err().kind(), ErrorKind::Config);
+    assert_eq!(client.cache("No Such Name").get("42").unwrap_err().kind(), ErrorKind::Invalid);
     assert_eq!(fake.requests(), before);
 }
 
