@@ -19,9 +19,11 @@ use super::shared::{Health, Shared};
 use super::sweep::Sweep;
 use super::tables::{Fixed, JOURNAL, RESIDENT, STATE, StateKey, journal, put_fixed, put_number};
 
-/// Most bytes of a flush; a larger single commit goes alone.
-/// Below a power of two, to which redb rounds what it allocates.
-const FLUSH_BYTES: usize = (8 << 20) - (64 << 10);
+/// A flush takes no more records after this many bytes.
+const FLUSH_BYTES: usize = 8 << 20;
+/// Most bytes of a row of the journal; a larger record goes alone. Just below a power of two, to which redb rounds what it
+/// allocates in one piece, and small: large pieces are hard to find between the pages of the tree, and the file would grow.
+const ROW_BYTES: usize = (1 << 20) - (4 << 10);
 /// A chunk of background work ends after this long …
 const CHUNK_TIME: Duration = Duration::from_millis(5);
 /// … or this long, while somebody waits for flushes.
@@ -251,15 +253,11 @@ impl Flusher {
 
     fn flush_now(&mut self, upto: LogNumber) -> Result<(), redb::Error> {
         let begin = self.shared.clock.instant();
-        let mark = self.gather(upto);
-        let has_records = mark.number > self.fixed.mark.number;
         let durable_new: Vec<CacheId> = self.shared.log.lock().durable_new.iter().copied().collect();
         if !durable_new.is_empty() {
             self.mark_durable()?;
         }
         let mut fixed = self.fixed;
-        fixed.mark = mark;
-        fixed.flush += u64::from(has_records);
         fixed.sequence_limit = self.sequence_limit().unwrap_or(fixed.sequence_limit);
         {
             let log = self.shared.log.lock();
@@ -269,9 +267,9 @@ impl Flusher {
         fixed.wall_ms = self.shared.clock.wall_ms();
         fixed.boot_ms = self.shared.clock.now();
         let txn = self.begin(Sync::Durable)?;
-        if has_records {
-            txn.open_table(JOURNAL)?.insert(fixed.flush, self.record.as_slice())?;
-        }
+        let (flush, mark, bytes) = self.journal(&txn, upto)?;
+        fixed.flush = flush;
+        fixed.mark = mark;
         if !durable_new.is_empty() {
             let mut state = txn.open_table(STATE)?;
             for cache in &durable_new {
@@ -280,8 +278,6 @@ impl Flusher {
         }
         put_fixed(&txn, &fixed)?;
         self.commit(txn, Sync::Durable)?;
-        let bytes = if has_records { self.record.len() as u64 } else { 0 };
-        self.record.shrink_to(FLUSH_BYTES);
         self.flushed(fixed, bytes, &durable_new);
         self.last_flush = self.shared.clock.instant();
         let micros = self.last_flush.duration_since(begin).as_micros();
@@ -289,18 +285,35 @@ impl Flusher {
         Ok(())
     }
 
-    /// Copies pending records into `self.record`; gives the mark of the last one taken. No flush reaches across the point
-    /// where the layers were swapped: the fold removes whole flushes, so none may hold what is not in the frozen layer.
-    fn gather(&mut self, upto: LogNumber) -> Mark {
+    /// Journals what is pending up to `upto`, as much as one flush takes, in rows of their own; gives the last row's number, the
+    /// mark of the last record and the bytes. No flush reaches across the point where the layers were swapped: the fold
+    /// removes whole rows, so none may hold what is not in the frozen layer.
+    fn journal(&mut self, txn: &WriteTransaction, upto: LogNumber) -> Result<(u64, Mark, u64), redb::Error> {
         let mut mark = self.fixed.mark;
+        let mut flush = self.fixed.flush;
+        let mut bytes = 0;
         let upto = self.freezing.filter(|swap| mark.number < *swap).map_or(upto, |swap| upto.min(swap));
+        let mut journal = txn.open_table(JOURNAL)?;
+        while mark.number < upto && bytes < FLUSH_BYTES as u64 {
+            mark = self.gather(mark, upto);
+            flush += 1;
+            journal.insert(flush, self.record.as_slice())?;
+            bytes += self.record.len() as u64;
+        }
+        self.record.shrink_to(ROW_BYTES);
+        Ok((flush, mark, bytes))
+    }
+
+    /// Copies records after `mark` into `self.record`, as many as a row takes and at least one; gives the last one's mark.
+    fn gather(&mut self, mut mark: Mark, upto: LogNumber) -> Mark {
+        let begin = mark;
         journal::begin(&mut self.record);
         while mark.number < upto {
             let at = journal::open(&mut self.record);
             let next = self.shared.ring.read(mark, &mut self.record);
             let next =
                 next.expect("records between tail and head are whole: they are ours until the tail moves");
-            if self.record.len() > FLUSH_BYTES && mark != self.fixed.mark {
+            if self.record.len() > ROW_BYTES && mark != begin {
                 self.record.truncate(at);
                 break;
             }
@@ -328,7 +341,7 @@ impl Flusher {
         let gauges = &self.shared.gauges;
         if fixed.flush > self.fixed.flush {
             gauges.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
-            gauges.journal_records.fetch_add(1, Ordering::Relaxed);
+            gauges.journal_records.fetch_add(fixed.flush - self.fixed.flush, Ordering::Relaxed);
             let is_of_frozen = self.freezing.is_some_and(|upto| fixed.mark.number <= upto);
             if !is_of_frozen {
                 gauges.journal_bytes_active.fetch_add(bytes, Ordering::Relaxed);

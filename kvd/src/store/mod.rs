@@ -102,7 +102,7 @@ pub struct Stats {
     pub tree_bytes: Vec<(CacheId, u64)>,
     /// Caches that go on in memory only.
     pub dirty: Vec<CacheId>,
-    /// Size of the redb file.
+    /// Disk space of the redb file. (Its length is more: redb grows it by doubling and leaves the new part unwritten.)
     pub file_bytes: u64,
     /// Time of a flush, in microseconds.
     pub flush_us: hdrhistogram::Histogram<u64>,
@@ -417,7 +417,7 @@ impl Store {
             tree_bytes: self.shared.tree_bytes.lock().iter().map(|(cache, bytes)| (*cache, *bytes)).collect(),
             dirty,
             file_bytes: std::fs::metadata(self.shared.options.dir.join(disk::STORE_FILE))
-                .map_or(0, |meta| meta.len()),
+                .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512),
             flush_us: self.shared.flush_us.lock().clone(),
         }
     }

@@ -16,7 +16,7 @@ use super::record::{decode, encode_into};
 pub(super) const FORMAT: u64 = 1;
 
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-/// Flush number to the records of that flush.
+/// Row number to records, in order. A flush makes one row or a few.
 pub(super) const JOURNAL: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("journal");
 /// Cache, big-endian, and key to record.
 pub(super) const TREE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tree");
@@ -35,7 +35,7 @@ pub(super) const META_FIXED: &str = "fixed";
 pub(super) struct Fixed {
     /// The last pending record that is journalled.
     pub(super) mark: Mark,
-    /// The last flush.
+    /// The last row of the journal ever written.
     pub(super) flush: u64,
     /// Newest sequence journalled.
     pub(super) sequence: Version,
