@@ -105,7 +105,7 @@ impl Control {
     /// Makes everything of `version` visible at once (W3). Versions only grow.
     pub fn commit(&self, version: Version) {
         // SYNC(committed): what was stored before is seen by whoever sees this number.
-        fence(Ordering::Release);
+        fence(Ordering::Release); // MUTANT(commit-fence)
         self.words.store(C_COMMITTED, version);
     }
 

@@ -15,7 +15,7 @@ use super::words::{Words, words_for};
 use crate::{BootMs, Version, hash_key};
 
 /// How often a read starts before it gives up.
-const STARTS_MAX: usize = if cfg!(loom) { 3 } else { 8 };
+const STARTS_MAX: usize = if cfg!(loom) { 2 } else { 8 };
 
 /// What a read found.
 #[derive(Debug, Clone, PartialEq, Eq)]

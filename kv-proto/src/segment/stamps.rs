@@ -45,7 +45,7 @@ pub(super) fn verdict(
             Ok(true)
         } else {
             // The stamp it replaced may have covered the item and cannot be read any more.
-            Err(NotYet)
+            Err(NotYet) // MUTANT(not-yet)
         }
     };
     let mut apply = |gone: Version, stale: Version| -> Result<(), NotYet> {
@@ -110,7 +110,7 @@ fn prefix_that_covers(
     let matches = bytes <= key.len() && matches_words(words, at + 2, &key[..bytes]);
     fence(Ordering::Acquire);
     if words.load(at) != stamp {
-        return Err(NotYet);
+        return Err(NotYet); // MUTANT(prefix-check)
     }
     Ok(matches.then_some((stamp, if info & 1 == 0 { Effect::Gone } else { Effect::Stale })))
 }

@@ -89,6 +89,8 @@ impl Writer {
         let tail = self.tail[ring as usize];
         if self.tail_seen[ring as usize] != tail {
             self.tail_seen[ring as usize] = tail;
+            // SYNC(publish): the slots of what was dropped or kept before the tail, else a reader finds neither place.
+            fence(Ordering::Release); // MUTANT(evict-order)
             self.words.store(H_TAIL[ring as usize], tail);
             // SYNC(ring-tail): before any word behind it is written.
             fence(Ordering::Release); // MUTANT(reuse-fence)
@@ -191,7 +193,5 @@ impl Writer {
             Backed::Disk => self.enter_mark(place, hash, Mark::Disk),
             Backed::Memory => self.empty(version, place),
         }
-        // SYNC(publish): the slot before the tail, else a reader finds neither.
-        fence(Ordering::Release); // MUTANT(evict-order)
     }
 }

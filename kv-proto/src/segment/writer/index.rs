@@ -127,7 +127,8 @@ impl Writer {
         let at = self.geometry.bucket_at(bucket) + SLOTS;
         let forgot = self.words.load(at) & bucket::FORGOT;
         self.words.store(at, bucket::word(version, forgot | flags)); // MUTANT(removed-seq)
-        fence(Ordering::Release);
+        // SYNC(removed): the bucket word before the slot, else a reader believes the empty slot.
+        fence(Ordering::Release); // MUTANT(removed-fence)
     }
 
     fn store_slot(&mut self, place: Place, word: u64) {
