@@ -14,6 +14,11 @@ use nix::fcntl::OFlag;
 
 use crate::clock::Clock;
 
+/// How long a holder may take to be gone.
+const HOLDER_LEAVES_WITHIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether it is.
+const TRY_EVERY: Duration = Duration::from_millis(10);
+
 /// A lock that is held until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct FileLock {
@@ -49,7 +54,8 @@ pub fn lock_path(dir: &Path) -> PathBuf {
 }
 
 impl FileLock {
-    /// Takes the lock at once or not at all.
+    /// Takes the lock, waiting a moment for a holder that is just ending: a killed daemon keeps its lock until the kernel has
+    /// taken its memory apart.
     ///
     /// # Errors
     /// When somebody has it, or the file cannot be opened.
@@ -68,12 +74,16 @@ impl FileLock {
         if !file.metadata().map_err(unusable)?.is_file() {
             return Err(unusable(std::io::Error::other("it is not a regular file")));
         }
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Held { path: path.to_owned(), holder: holder(&mut file) });
+        let deadline = clock.instant() + HOLDER_LEAVES_WITHIN;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if clock.instant() < deadline => std::thread::sleep(TRY_EVERY),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LockError::Held { path: path.to_owned(), holder: holder(&mut file) });
+                }
+                Err(TryLockError::Error(source)) => return Err(unusable(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
         describe_holder(&mut file, clock).map_err(unusable)?;
         Ok(FileLock { _file: file })
