@@ -44,8 +44,9 @@ fn memory_and_file_stay_bounded_under_churn() {
     let clients: Vec<u64> = (0..4).map(|_| random.u64(..)).collect();
     let bytes_each = budget * 10 / clients.len() as u64;
     let peak = std::thread::scope(|scope| {
+        let home = &home;
         let writers: Vec<_> =
-            clients.into_iter().map(|seed| scope.spawn(|| churn(&home, seed, bytes_each))).collect();
+            clients.into_iter().map(|seed| scope.spawn(move || churn(home, seed, bytes_each))).collect();
         let mut peak = 0;
         while !writers.iter().all(|writer| writer.is_finished()) {
             peak = peak.max(resident_bytes(&daemon));

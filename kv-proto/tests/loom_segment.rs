@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kv_proto::segment::{
-    Backed, Control, Geometry, Mark, NewItem, Outcome, Reader, Reason, SegmentState, SweepCursor, Words, Writer,
+    Backed, Control, Geometry, Mark, NewItem, Outcome, Reader, Reason, SegmentState, SweepCursor, Words,
+    Writer,
 };
 use kv_proto::wire::Effect;
 use kv_proto::{Version, hash_key, tag_slot};
@@ -228,7 +229,10 @@ fn a_read_is_never_torn_nor_old_through_a_whole_lap() {
         });
         let before = control.committed();
         let seen = get(&reader, a);
-        assert!(matches!(seen, Seen::Version(version) if version >= before) || matches!(seen, Seen::Ask(_)), "{seen:?}");
+        assert!(
+            matches!(seen, Seen::Version(version) if version >= before) || matches!(seen, Seen::Ask(_)),
+            "{seen:?}"
+        );
         writer.join().expect("the writer's assertions hold");
     });
 }
@@ -260,7 +264,9 @@ fn a_kept_key_is_found_at_its_new_place_at_the_second_start() {
         side.put(b);
         let reader = side.reader();
         let mut buffer = Vec::new();
-        let Outcome::Hit(meta) = reader.get(hash_key(SEED, &a), &a, NOW, &mut buffer) else { panic!("a was just put") };
+        let Outcome::Hit(meta) = reader.get(hash_key(SEED, &a), &a, NOW, &mut buffer) else {
+            panic!("a was just put")
+        };
         side.writer.hits().touch(meta.place);
         let writer = loom::thread::spawn(move || {
             side.put(b);
@@ -469,7 +475,9 @@ fn a_prefix_entry_is_never_read_half_replaced() {
         let a = key(0, 0);
         let mut side = Side::small(Backed::Memory);
         side.put(a);
-        side.commit(|writer, version| writer.stamp_prefix(version, b"none", Effect::Gone).expect("the table is empty"));
+        side.commit(|writer, version| {
+            writer.stamp_prefix(version, b"none", Effect::Gone).expect("the table is empty")
+        });
         let reader = side.reader();
         let writer = loom::thread::spawn(move || {
             side.writer.retire_prefix(0);
