@@ -118,21 +118,21 @@ fn a_write_that_insists_on_a_version_is_repeated_but_never_misreported() {
     // Not applied: the repetition is.
     fake.fail_next([Fault::LostBefore]);
     let PutOutcome::Written { version } =
-        cache.put_with("42", "castle", &PutOptions::new().if_version(version)).unwrap()
+        cache.put_with("42", "castle", PutOptions::new().if_version(version)).unwrap()
     else {
         panic!("refused")
     };
     // Applied: the repetition is refused, and that is not reported as a refusal.
     fake.fail_next([Fault::LostAfter]);
-    let error = cache.put_with("42", "ship", &PutOptions::new().if_version(version)).unwrap_err();
+    let error = cache.put_with("42", "ship", PutOptions::new().if_version(version)).unwrap_err();
     assert!(error.maybe_applied(), "{error}");
     assert_eq!(fake.value("product", "42").as_deref(), Some(&b"ship"[..]));
     // Refused without any loss: an outcome.
-    let outcome = cache.put_with("42", "tree", &PutOptions::new().if_version(version)).unwrap();
+    let outcome = cache.put_with("42", "tree", PutOptions::new().if_version(version)).unwrap();
     assert!(matches!(outcome, PutOutcome::Refused { version: Some(_) }));
     // Absent again does not prove that nothing was applied in between.
     fake.fail_next([Fault::LostBefore]);
-    assert!(cache.put_with("43", "x", &PutOptions::new().if_absent()).unwrap_err().maybe_applied());
+    assert!(cache.put_with("43", "x", PutOptions::new().if_absent()).unwrap_err().maybe_applied());
 }
 
 #[test]
