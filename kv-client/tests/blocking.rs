@@ -282,7 +282,9 @@ fn closed_connections_are_not_kept() {
     let fake = Fake::start();
     let client = client(&fake);
     fake.fail_next([Fault::CloseAfterAnswer]);
+    let closed = fake.stuck();
     client.ping().unwrap();
+    closed.recv_timeout(Duration::from_secs(10)).expect("the fake daemon closes");
     client.cache("product").put("42", "rocket", None).unwrap();
     assert_eq!(fake.value("product", "42").as_deref(), Some(&b"rocket"[..]));
 }

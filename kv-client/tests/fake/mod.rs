@@ -62,7 +62,7 @@ struct State {
     requests: AtomicUsize,
     answer_items_max: AtomicUsize,
     refuse_hello: Mutex<Option<ErrorKind>>,
-    // Requests with the fault `Nothing` report themselves here.
+    // The faults `Nothing` and `CloseAfterAnswer` report themselves here when they have happened.
     stuck: Mutex<Option<Sender<()>>>,
 }
 
@@ -231,9 +231,7 @@ fn answer(
     match fault {
         Some(Fault::LostBefore) => return Ok(false),
         Some(Fault::Nothing) => {
-            if let Some(stuck) = &*state.stuck.lock() {
-                let _ = stuck.send(());
-            }
+            report(state);
             // Until the client goes.
             let _ = stream.read(&mut [0; 1]);
             return Ok(false);
@@ -266,8 +264,20 @@ fn answer(
             }
             Ok(true)
         }
-        Some(Fault::CloseAfterAnswer) => stream.write_all(&out).map(|()| false),
+        Some(Fault::CloseAfterAnswer) => {
+            stream.write_all(&out)?;
+            stream.shutdown(std::net::Shutdown::Both)?;
+            report(state);
+            Ok(false)
+        }
         _ => stream.write_all(&out).map(|()| true),
+    }
+}
+
+/// Tells the test that a fault has happened.
+fn report(state: &State) {
+    if let Some(stuck) = &*state.stuck.lock() {
+        let _ = stuck.send(());
     }
 }
 
