@@ -69,6 +69,11 @@ impl Engine {
     /// # Errors
     /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
+        Engine::open_on(config, clock, Disk::Files)
+    }
+
+    /// Opens with the store on `disk`; the lock is in the directory all the same.
+    pub(crate) fn open_on(config: Config, clock: Clock, disk: Disk) -> Result<Arc<Engine>, StartError> {
         let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
         let locked = clock.instant();
         let options = Options {
@@ -81,7 +86,7 @@ impl Engine {
             headroom_bytes: HEADROOM_BYTES,
             set_aside: config.set_aside,
         };
-        let (store, recovered) = Store::open(options, clock.clone(), Disk::Files)?;
+        let (store, recovered) = Store::open(options, clock.clone(), disk)?;
         let run_id = fastrand::u64(1..);
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
         control.commit(recovered.sequence_first);

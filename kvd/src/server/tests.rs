@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use kv_proto::limits;
 use kv_proto::wire::{
-    Envelope, Hello, PROTOCOL_MAGIC, PROTOCOL_VERSION, PutOptions, Request, Response, Want, Welcome, decode,
-    encode_into,
+    Durability, Envelope, Hello, PROTOCOL_MAGIC, PROTOCOL_VERSION, PutOptions, Request, Response, Want,
+    Welcome, decode, encode_into,
 };
 
 use super::Server;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::store::Disk;
+use crate::store::sim::SimDisk;
 
 /// Long enough for a busy machine, short enough to end a hung test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,10 +28,14 @@ struct Daemon {
 }
 
 fn daemon(change: impl FnOnce(&mut Config)) -> Daemon {
+    daemon_on(Disk::Files, change)
+}
+
+fn daemon_on(disk: Disk, change: impl FnOnce(&mut Config)) -> Daemon {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::in_dir(dir.path());
     change(&mut config);
-    let engine = Engine::open(config.clone(), Clock::system()).unwrap();
+    let engine = Engine::open_on(config.clone(), Clock::system(), disk).unwrap();
     let server = Server::start(Arc::clone(&engine), &config).unwrap();
     Daemon { _dir: dir, engine, server }
 }
@@ -120,6 +126,11 @@ fn put<'a>(cache: &'a str, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
     Request::Put { cache, key, value, options: PutOptions::default() }
 }
 
+fn put_durable<'a>(cache: &'a str, key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+    let options = PutOptions { durability: Some(Durability::Durable), ..PutOptions::default() };
+    Request::Put { cache, key, value, options }
+}
+
 fn get<'a>(cache: &'a str, key: &'a [u8]) -> Request<'a> {
     Request::Get { cache, key, sliding: None, want: Want::Value }
 }
@@ -160,24 +171,22 @@ fn frames_cut_at_every_boundary_are_put_together() {
 
 #[test]
 fn a_failed_disk_fails_the_durable_answers_of_the_batch_and_no_others() {
-    let daemon = daemon(|_| {});
+    let disk = SimDisk::new(1);
+    // Nobody else's flush shall meet the failure.
+    let daemon =
+        daemon_on(Disk::Sim(disk.clone()), |config| config.flush_interval = Duration::from_secs(600));
     let mut wire = daemon.client();
-    wire.send(&[
-        put("c", b"a", b"1"),
-        put("durable", b"b", b"2"),
-        get("c", b"a"),
-        put("failing", b"c", b"3"),
-        get("c", b"a"),
-    ]);
-    assert!(wire.answer().starts_with("Written"));
-    let failed = wire.answer();
-    // Whether both were read at once decides if the first durable one shares the other's fate.
-    assert!(failed.starts_with("Written") || failed.contains("StoreFailed"), "{failed}");
-    assert!(wire.answer().starts_with("Item"));
+    assert!(wire.ask(put_durable("c", b"a", b"1")).starts_with("Written"));
+    disk.fail_next_sync();
+    wire.send(&[put("c", b"a", b"2"), put_durable("c", b"b", b"3"), get("c", b"a")]);
+    assert!(wire.answer().starts_with("Written"), "in the pending log, which is all it asked for");
     let failed = wire.answer();
     assert!(failed.contains("StoreFailed") && failed.contains("maybe_applied: true"), "{failed}");
     assert!(wire.answer().starts_with("Item"));
-    assert!(wire.ask(put("durable", b"b", b"2")).starts_with("Written"));
+    let deadline = Instant::now() + PATIENCE;
+    while !wire.ask(put_durable("c", b"b", b"3")).starts_with("Written") {
+        assert!(Instant::now() < deadline, "the store does not come back");
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ mod tables;
 mod trouble;
 
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
 

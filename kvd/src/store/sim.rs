@@ -17,7 +17,7 @@ const PAGE_WORDS: usize = 512;
 
 /// A simulated disk. Clones are the same disk.
 #[derive(Debug, Clone)]
-pub struct SimDisk {
+pub(crate) struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
@@ -60,7 +60,7 @@ fn off() -> io::Error {
 }
 
 impl SimDisk {
-    pub(super) fn new(seed: u64) -> SimDisk {
+    pub(crate) fn new(seed: u64) -> SimDisk {
         let state = State {
             files: BTreeMap::new(),
             log: None,
@@ -87,7 +87,7 @@ impl SimDisk {
         self.state.lock().sync_lies = true;
     }
 
-    pub(super) fn fail_next_sync(&self) {
+    pub(crate) fn fail_next_sync(&self) {
         self.state.lock().sync_fails = true;
     }
 
