@@ -471,7 +471,7 @@ fn what_is_cleared_twice_never_comes_back() {
 
 #[test]
 fn a_prefix_entry_is_never_read_half_replaced() {
-    model(|| {
+    bounded_model(|| {
         let a = key(0, 0);
         let mut side = Side::small(Backed::Memory);
         side.put(a);
