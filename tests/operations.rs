@@ -93,6 +93,8 @@ fn commit_is_all_or_nothing_across_caches() {
     let home = Home::new();
     let _daemon = home.start();
     let client = home.client();
+    let fresh = client.batch().expect_absent("new", "k").put("new", "k", "1", LONG).commit();
+    assert!(fresh.is_ok(), "a commit may check a cache that it creates: {fresh:?}");
     let done = client.batch().put("a", "k", "1", LONG).put("b", "k", "1", LONG).commit().unwrap();
     let version = client.cache("a").describe("k").unwrap().unwrap().version;
     assert_eq!(version, client.cache("b").describe("k").unwrap().unwrap().version, "one sequence");

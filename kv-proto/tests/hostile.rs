@@ -20,7 +20,10 @@ const KEYS: u32 = 48;
 const READ_MAX: Duration = Duration::from_secs(20);
 
 fn random() -> fastrand::Rng {
-    let seed = std::env::var("KVD_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed = std::env::var("KVD_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
     println!("KVD_SEED={seed}");
     fastrand::Rng::with_seed(seed)
 }
@@ -130,7 +133,8 @@ fn read_all(reader: &Reader, random: &mut fastrand::Rng) -> usize {
             }
         }
     }
-    let life = Life { version: random.u64(..), expires: Some(i64::MAX), stale_for_ms: u64::MAX, stale: false };
+    let life =
+        Life { version: random.u64(..), expires: Some(i64::MAX), stale_for_ms: u64::MAX, stale: false };
     let _ = reader.verdict(&life, 0..8, &keys[0], NOW);
     assert!(begun.elapsed() < READ_MAX, "reads took {:?}", begun.elapsed());
     hits
@@ -242,7 +246,9 @@ fn a_control_page_that_says_nonsense_sends_readers_to_the_daemon() {
         read_all(&reader, random);
     }
     control.commit(200);
-    for (heartbeat, is_live) in [(NOW, true), (NOW - 500, true), (NOW - 501, false), (NOW + 1, false), (i64::MIN, false)] {
+    for (heartbeat, is_live) in
+        [(NOW, true), (NOW - 500, true), (NOW - 501, false), (NOW + 1, false), (i64::MIN, false)]
+    {
         control.heartbeat(heartbeat);
         assert_eq!(control.is_live(NOW), is_live, "heartbeat {heartbeat}");
     }

@@ -154,6 +154,22 @@ impl Meta {
         })
     }
 
+    /// The item to be put again, from the buffer it was read into and its tags.
+    #[must_use]
+    pub fn as_new<'b>(&self, buffer: &'b [u8], tags: &'b [&'b [u8]]) -> NewItem<'b> {
+        NewItem {
+            key: self.key(buffer),
+            value: self.value(buffer),
+            version: self.version,
+            created: self.created,
+            expires: self.expires,
+            stale_for_ms: self.stale_for_ms,
+            load_cost_ms: self.load_cost_ms,
+            stale: self.stale,
+            tags,
+        }
+    }
+
     /// What decides whether it lives.
     #[must_use]
     pub fn life(&self) -> Life {

@@ -244,14 +244,20 @@ impl<'a> Plan<'a> {
     fn new(engine: &Engine, checks: &[Check<'a>], writes: &[Write<'a>]) -> Result<Plan<'a>, Failure> {
         let mut plan = Plan { targets: Vec::new(), checks: Vec::new(), writes: Vec::new() };
         let mut places = std::collections::HashMap::new();
+        let created: Vec<&str> =
+            writes.iter().filter(|write| creates(write)).map(|write| write_key(write).0).collect();
+        let cache_of = |name: &str| {
+            // A cache that the same commit creates may be checked before.
+            if created.contains(&name) { engine.cache_for_writing(name) } else { engine.cache(name) }
+        };
         for check in checks {
-            let cache = engine.cache(check.cache)?;
+            let cache = cache_of(check.cache)?;
             let place = plan.place(engine, &mut places, cache, check.key, true);
             plan.checks.push(place);
         }
         for write in writes {
             let (name, key, look) = write_key(write);
-            let cache = if creates(write) { engine.cache_for_writing(name)? } else { engine.cache(name)? };
+            let cache = cache_of(name)?;
             let place = plan.place(engine, &mut places, cache, key, look);
             plan.writes.push(place);
         }

@@ -3,7 +3,8 @@
 use super::super::item::{At, Meta, NewItem};
 use super::super::layout::{BUCKET_WORDS, Geometry, H_CLEAR, H_STALE, RINGS, Ring, SLOTS, Slot, slot};
 use super::super::words::WORD_BYTES;
-use super::{Backed, Counts, Install, Installed, Mark, What, Writer};
+use super::{Backed, Counts, Install, Installed, Mark, PrefixClear, What, Writer};
+use crate::wire::Effect;
 use crate::{BootMs, Version};
 
 /// The index is too small when more than one of this many writes displaces a key.
@@ -120,18 +121,50 @@ impl Writer {
                 left -= 1;
                 let at = At { ring, position: cursor.next[r] };
                 cursor.next[r] += self.words_here(at) as u64;
-                if !self.is_filler(at)
-                    && self.is_gone(at, now)
-                    && let Some((place, _)) = self.place_of(at)
-                {
+                if self.is_filler(at) {
+                    continue;
+                }
+                let Some((place, hash)) = self.place_of(at) else { continue };
+                if self.is_gone(at, now) {
                     self.counts.expired_dropped += 1;
                     self.leave(self.slot(place));
                     self.empty(version, place);
+                } else if self.is_stale_by_prefix(at) {
+                    self.settle_as_stale(version, at, hash, now);
                 }
             }
         }
         *cursor = SweepCursor::default();
         true
+    }
+
+    /// Whether only a prefix clear makes this item stale: it must not become fresh when that is retired.
+    fn is_stale_by_prefix(&self, at: At) -> bool {
+        let (front, _) = self.front(at);
+        let covers = |clear: &PrefixClear, key: &[u8]| {
+            clear.effect == Effect::Stale && clear.version > front.version && key.starts_with(&clear.prefix)
+        };
+        !front.head.is_stale()
+            && self.with_key(at, |key| self.prefix_entries().iter().any(|clear| covers(clear, key)))
+    }
+
+    /// Puts the same version of an item again, as stale by itself.
+    fn settle_as_stale(&mut self, version: Version, at: At, hash: u64, now: BootMs) {
+        let (meta, buffer) = self.whole(at);
+        let tags: Vec<&[u8]> = meta.tags(&buffer).collect();
+        let item = NewItem { stale: true, ..meta.as_new(&buffer, &tags) };
+        let to = self.append(version, at.ring, &item, now);
+        super::fence(super::Ordering::Release);
+        self.publish_one(version, hash, item.key, What::Item(to));
+    }
+
+    /// An item with its bytes.
+    fn whole(&self, at: At) -> (Meta, Vec<u8>) {
+        let (front, bytes) = self.front(at);
+        let mut buffer = Vec::with_capacity(bytes);
+        self.words.copy_out(self.at(at) + front.head.head_words(), bytes, &mut buffer);
+        let nowhere = super::Place { bucket: 0, slot: 0 };
+        (front.meta(0, bytes, super::Freshness::Fresh, nowhere), buffer)
     }
 
     /// A larger division of the same memory, if this index forgets too much or soon will.
@@ -216,23 +249,9 @@ impl Writer {
     }
 
     fn copy_item(&self, at: At, new: &mut Writer, version: Version, now: BootMs) {
-        let (front, bytes) = self.front(at);
-        let mut buffer = Vec::with_capacity(bytes);
-        self.words.copy_out(self.at(at) + front.head.head_words(), bytes, &mut buffer);
-        let place = super::Place { bucket: 0, slot: 0 };
-        let meta = front.meta(0, bytes, super::Freshness::Fresh, place);
+        let (meta, buffer) = self.whole(at);
         let tags: Vec<&[u8]> = meta.tags(&buffer).collect();
-        let item = NewItem {
-            key: meta.key(&buffer),
-            value: meta.value(&buffer),
-            version: meta.version,
-            created: meta.created,
-            expires: meta.expires,
-            stale_for_ms: meta.stale_for_ms,
-            load_cost_ms: meta.load_cost_ms,
-            stale: meta.stale,
-            tags: &tags,
-        };
+        let item = meta.as_new(&buffer, &tags);
         let hash = crate::hash_key(new.seed, item.key);
         let ring = if item.words() > new.geometry.item_words_max(at.ring) { Ring::Main } else { at.ring };
         if item.words() <= new.geometry.item_words_max(ring) {
