@@ -70,7 +70,7 @@ pub(super) fn run(common: &Common, args: &Args) -> Outcome {
     // The value first: a file that is not there needs no daemon.
     let (value, key) = (args.source.read()?, args.place.key()?);
     let cache = common.cache(&args.place.cache)?;
-    match cache.put_with(&key, &value, &args.options())? {
+    match cache.put_with(&key, &value, args.options())? {
         PutOutcome::Written { version } => {
             say_version(common, version)?;
             Ok(Exit::Done)

@@ -17,7 +17,7 @@ const PAGE_WORDS: usize = 512;
 
 /// A simulated disk. Clones are the same disk.
 #[derive(Debug, Clone)]
-pub(crate) struct SimDisk {
+pub struct SimDisk {
     state: Arc<Mutex<State>>,
 }
 
