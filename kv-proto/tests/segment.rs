@@ -20,6 +20,11 @@ fn random() -> fastrand::Rng {
     fastrand::Rng::with_seed(seed)
 }
 
+/// Steps of a model test; tools that slow everything down set fewer.
+fn steps() -> usize {
+    std::env::var("KVD_STEPS").ok().and_then(|steps| steps.parse().ok()).unwrap_or(20_000)
+}
+
 struct Bench {
     control: Arc<Control>,
     writer: Writer,
@@ -152,7 +157,7 @@ fn against_model(backed: Backed, geometry: Geometry, steps: usize, random: &mut 
     }
     let counts = bench.writer.counts();
     assert!(
-        counts.evicted > 0 && counts.promoted > 0 && counts.expired_dropped > 0,
+        steps < 20_000 || counts.evicted > 0 && counts.promoted > 0 && counts.expired_dropped > 0,
         "nothing happened: {counts:?}"
     );
 }
@@ -195,17 +200,17 @@ fn check(
 
 #[test]
 fn readers_see_the_newest_state_of_a_disk_backed_cache() {
-    against_model(Backed::Disk, Geometry::exact(8, 64, 320, 480), 20_000, &mut random());
+    against_model(Backed::Disk, Geometry::exact(8, 64, 320, 480), steps(), &mut random());
 }
 
 #[test]
 fn readers_see_the_newest_state_of_a_memory_cache() {
-    against_model(Backed::Memory, Geometry::exact(12, 64, 320, 400), 20_000, &mut random());
+    against_model(Backed::Memory, Geometry::exact(12, 64, 320, 400), steps(), &mut random());
 }
 
 #[test]
 fn roomy_index_loses_nothing() {
-    against_model(Backed::Disk, Geometry::exact(64, 64, 320, 480), 20_000, &mut random());
+    against_model(Backed::Disk, Geometry::exact(64, 64, 320, 480), steps(), &mut random());
 }
 
 #[test]
