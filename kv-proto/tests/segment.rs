@@ -97,7 +97,7 @@ fn against_model(backed: Backed, geometry: Geometry, steps: usize, random: &mut 
             0..60 => {
                 let bytes_max = if random.u8(..) == 0 { 3_000 } else { 100 };
                 let value = vec![step as u8; random.usize(..bytes_max)];
-                let expires = random.bool().then(|| bench.now + random.i64(1..200));
+                let expires = random.bool().then(|| bench.now + random.i64(1..800));
                 let tags: Vec<&str> = TAGS.into_iter().filter(|_| random.u8(..4) == 0).collect();
                 let tag_bytes: Vec<&[u8]> = tags.iter().map(|tag| tag.as_bytes()).collect();
                 let version = bench.put(key, &value, expires, &tag_bytes);
@@ -200,7 +200,7 @@ fn readers_see_the_newest_state_of_a_disk_backed_cache() {
 
 #[test]
 fn readers_see_the_newest_state_of_a_memory_cache() {
-    against_model(Backed::Memory, Geometry::exact(8, 64, 320, 480), 20_000, &mut random());
+    against_model(Backed::Memory, Geometry::exact(12, 64, 320, 400), 20_000, &mut random());
 }
 
 #[test]
@@ -409,4 +409,75 @@ fn no_read_is_torn_while_the_ring_laps() {
         hits.load(Ordering::Relaxed) > reads_wanted / 20,
         "{hits:?} hits of {reads:?}: nothing was tested"
     );
+}
+
+#[test]
+fn memory_is_filled_before_anything_leaves_it() {
+    let geometry = Geometry::new(1 << 20, 6_000);
+    let mut bench = Bench::new(geometry, Backed::Memory);
+    let mut put = 0_u64;
+    while bench.writer.counts().evicted == 0 {
+        bench.put(&put.to_le_bytes(), &[1; 100], None, &[]);
+        put += 1;
+    }
+    let counts = bench.writer.counts();
+    let used = counts.ring_bytes_used as usize;
+    assert!(
+        used > geometry.bytes() / 2 && counts.items + counts.forgotten + counts.evicted == put,
+        "{counts:?} of {geometry:?}"
+    );
+}
+
+#[test]
+fn what_nobody_reads_does_not_displace_what_somebody_reads() {
+    let geometry = Geometry::new(1 << 20, 6_000);
+    let mut bench = Bench::new(geometry, Backed::Disk);
+    let hot: Vec<[u8; 8]> = (0..2_000_u64).map(u64::to_be_bytes).collect();
+    for key in &hot {
+        bench.put(key, &[1; 100], None, &[]);
+    }
+    let mut buffer = Vec::new();
+    // Ten times what memory holds passes by, while the hot keys are read now and then.
+    for key in 0..60_000_u64 {
+        bench.put(&(key | 1 << 40).to_le_bytes(), &[2; 100], None, &[]);
+        let key = &hot[key as usize % hot.len()];
+        if let Outcome::Hit(meta) = bench.reader.get(bench.reader.hash(key), key, bench.now, &mut buffer) {
+            bench.writer.hits().touch(meta.place);
+        }
+    }
+    let kept = hot.iter().filter(|key| matches!(bench.get(*key), Outcome::Hit(_))).count();
+    assert!(kept > 1_900, "{kept} of 2,000 kept: {:?}", bench.writer.counts());
+}
+
+#[test]
+fn one_hit_wonders_do_not_get_into_main() {
+    let geometry = Geometry::new(1 << 20, 6_000);
+    let mut bench = Bench::new(geometry, Backed::Disk);
+    // Fill main with items of which some are read, then let a long scan pass, a few of whose items are read once.
+    for key in 0..20_000_u64 {
+        let bytes = key.to_le_bytes();
+        bench.put(&bytes, &[1; 100], None, &[]);
+        if key % 10 == 0
+            && let Outcome::Hit(meta) = bench.get(&bytes)
+        {
+            bench.writer.hits().touch(meta.place);
+        }
+    }
+    let before = bench.writer.counts();
+    for key in 20_000..40_000_u64 {
+        let bytes = key.to_le_bytes();
+        bench.put(&bytes, &[1; 100], None, &[]);
+        if key % 10 == 0
+            && let Outcome::Hit(meta) = bench.get(&bytes)
+        {
+            bench.writer.hits().touch(meta.place);
+        }
+    }
+    let after = bench.writer.counts();
+    let promoted = after.promoted - before.promoted;
+    assert!((1_500..2_100).contains(&promoted), "{promoted} of 2,000 read ones moved to main");
+    let resident =
+        (20_000..40_000_u64).filter(|key| matches!(bench.get(&key.to_le_bytes()), Outcome::Hit(_)));
+    let unread_in_main = resident.filter(|key| key % 10 != 0 && *key < 38_500).count();
+    assert!(unread_in_main < 100, "{unread_in_main} unread ones are in main");
 }

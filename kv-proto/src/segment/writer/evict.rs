@@ -4,6 +4,8 @@
 //! read by the time the tail meets it moves to main, else it leaves memory and its fingerprint enters the ghost list; in main
 //! an item read since the last visit is appended again. A gap of the largest item stays free, so that what is kept is
 //! appended and published before the tail moves and its old place is reused.
+//!
+//! Nothing leaves memory while there is room: as long as main has never been full, what leaves probation moves there unread.
 
 use super::super::item::{At, FILLER, Head, NewItem, Place, lap_left};
 use super::super::layout::{H_TAIL, Ring, Slot, slot};
@@ -14,8 +16,13 @@ use crate::{BootMs, Version};
 
 /// Items of main given another round while room is made once; then they go even if they were read.
 const SECOND_CHANCES_MAX: usize = 128;
-/// Room is made in steps of this share of a ring: readers share the line of the tail.
+/// Room is made in steps, because readers share the line of the tail: of this share of a ring …
 const STEP_SHARE: usize = 256;
+/// … but of no more words than this: the step is work of one write, under the engine's mutex.
+const STEP_WORDS_MAX: usize = 1_024;
+/// What nobody read moves to main while more than this share of it is free: more than what a step leaves.
+const ROOMY_SHARE: usize = 64;
+const _: () = assert!(ROOMY_SHARE < STEP_SHARE);
 
 impl Writer {
     /// Puts an item at the head of a ring; nobody sees it yet.
@@ -68,19 +75,17 @@ impl Writer {
         let ring_words = self.geometry.ring_words(ring);
         let head = self.head[ring as usize];
         let left = lap_left(head, ring_words);
-        let position = if left < words {
-            let filler = self.at(At { ring, position: head });
-            self.words.store(filler, FILLER);
-            head + left as u64
-        } else {
-            head
-        };
-        let head = position + words as u64;
-        self.head[ring as usize] = head;
-        if head - self.tail_seen[ring as usize] > ring_words as u64 {
+        let position = if left < words { head + left as u64 } else { head };
+        let next = position + words as u64;
+        // Before the first word of it is written, the filler's too.
+        if next - self.tail_seen[ring as usize] > ring_words as u64 {
             self.show_tail(ring);
         }
-        assert!(head - self.tail_seen[ring as usize] <= ring_words as u64, "room is made before it is taken");
+        assert!(next - self.tail_seen[ring as usize] <= ring_words as u64, "room is made before it is taken");
+        if position != head {
+            self.words.store(self.at(At { ring, position: head }), FILLER);
+        }
+        self.head[ring as usize] = next;
         At { ring, position }
     }
 
@@ -101,7 +106,7 @@ impl Writer {
         if self.has_room(ring, words) {
             return;
         }
-        let step = self.geometry.ring_words(ring) / STEP_SHARE;
+        let step = (self.geometry.ring_words(ring) / STEP_SHARE).min(STEP_WORDS_MAX);
         let mut second_chances = SECOND_CHANCES_MAX;
         while self.room(ring) < self.words_at_head(ring, words) + step
             && self.tail[ring as usize] < self.head[ring as usize]
@@ -143,6 +148,13 @@ impl Writer {
         Head::new(self.words.load(self.at(at))).is_filler()
     }
 
+    /// Whether main has so much room that nothing has to prove itself. What a step leaves free does not count: else unread
+    /// items would follow each step into main, and it would be a plain queue.
+    fn is_roomy(&self, words: usize) -> bool {
+        let main = self.geometry.ring_words(Ring::Main);
+        self.room(Ring::Main) > self.words_at_head(Ring::Main, words) + main / ROOMY_SHARE
+    }
+
     /// Gives an item that was read another place, and one that was not if main has room to spare; `false`: it has to go.
     fn keep(
         &mut self,
@@ -156,18 +168,16 @@ impl Writer {
         let hits = self.hits.get(place);
         let words = self.words_here(at);
         match at.ring {
-            // As long as memory is not full nothing has to prove itself.
-            Ring::Probation if self.has_room(Ring::Main, words) => self.hits.set(place, 0),
-            Ring::Probation | Ring::Main if hits == 0 || *second_chances == 0 => return false,
-            Ring::Probation => {
+            Ring::Probation if hits > 0 || self.is_roomy(words) => {
                 self.make_room(version, Ring::Main, words, now);
                 self.hits.set(place, 0);
-                self.counts.promoted += 1;
+                self.counts.promoted += u64::from(hits > 0);
             }
-            Ring::Main => {
+            Ring::Main if hits > 0 && *second_chances > 0 => {
                 *second_chances -= 1;
                 self.hits.set(place, hits - 1);
             }
+            Ring::Probation | Ring::Main => return false,
         }
         let to = self.take(Ring::Main, words);
         self.words.copy_within(self.at(at), self.at(to), words);
