@@ -200,17 +200,17 @@ fn check(
 
 #[test]
 fn readers_see_the_newest_state_of_a_disk_backed_cache() {
-    against_model(Backed::Disk, Geometry::exact(8, 64, 320, 480), steps(), &mut random());
+    against_model(Backed::Disk, Geometry::exact(8, 64, 240, 288), steps(), &mut random());
 }
 
 #[test]
 fn readers_see_the_newest_state_of_a_memory_cache() {
-    against_model(Backed::Memory, Geometry::exact(12, 64, 320, 400), steps(), &mut random());
+    against_model(Backed::Memory, Geometry::exact(12, 64, 240, 256), steps(), &mut random());
 }
 
 #[test]
 fn roomy_index_loses_nothing() {
-    against_model(Backed::Disk, Geometry::exact(64, 64, 320, 480), steps(), &mut random());
+    against_model(Backed::Disk, Geometry::exact(64, 64, 240, 288), steps(), &mut random());
 }
 
 #[test]
