@@ -22,8 +22,10 @@ use crate::store::{CacheId, Judgement, RecordView};
 const TIDY_EVERY: Duration = Duration::from_millis(200);
 /// Items of a ring visited in one hold of the mutex.
 const ITEMS_A_STEP: usize = 256;
-/// Steps a cache and round.
-const STEPS_A_ROUND: usize = 64;
+/// Steps a cache and round: 5,000 items a second cost no one anything …
+const STEPS_A_ROUND: usize = 4;
+/// … and more while a prefix clear waits to be retired.
+const STEPS_A_ROUND_IN_HASTE: usize = 64;
 
 impl Engine {
     pub(crate) fn tidy(&self) {
@@ -53,7 +55,8 @@ impl Engine {
 
     /// Drops from the index what expired or was cleared, a few items at a time.
     fn sweep_memory(&self, cache: &Cache) {
-        for _ in 0..STEPS_A_ROUND {
+        let in_haste = !self.lock().memory(cache).writer.prefix_entries().is_empty();
+        for _ in 0..if in_haste { STEPS_A_ROUND_IN_HASTE } else { STEPS_A_ROUND } {
             let mut state = self.lock();
             let version = self.next_sequence(&mut state);
             let now = self.clock.now();
