@@ -324,6 +324,45 @@ fn a_larger_segment_holds_what_the_smaller_one_held() {
     assert!(held > 50 && copied.count() == held);
 }
 
+/// A successor once got a seed of its own. Marks are hashes of the old one: a key in the side store of a memory cache was a miss.
+#[test]
+fn a_larger_segment_knows_the_keys_that_are_only_marked() {
+    let mut bench = Bench::new(Geometry::exact(16, 16, 1_000, 9_000), Backed::Memory);
+    let hash = bench.reader.hash(b"large");
+    bench.commit(|writer, version, _| writer.stage_mark(version, hash, b"large", Mark::Ask));
+    let geometry = Geometry::exact(64, 16, 1_000, 9_000);
+    let words = || Words::heap(geometry.bytes() / 8);
+    let mut new = Writer::create(words(), geometry, bench.writer.seed(), Backed::Memory, bench.version);
+    bench.version += 1;
+    bench.writer.copy_into(&mut new, bench.version, bench.now);
+    new.complete(bench.version);
+    bench.control.commit(bench.version);
+    let reader = new.reader(&bench.control);
+    let outcome = reader.get(reader.hash(b"large"), b"large", bench.now, &mut Vec::new());
+    assert_eq!(outcome, Outcome::Ask(Reason::Side));
+    let mut stranger =
+        Writer::create(words(), geometry, bench.writer.seed() + 1, Backed::Memory, bench.version);
+    let copied =
+        std::panic::AssertUnwindSafe(|| bench.writer.copy_into(&mut stranger, bench.version, bench.now));
+    assert!(std::panic::catch_unwind(copied).is_err(), "another seed is refused");
+}
+
+#[test]
+fn an_item_too_large_for_the_successor_is_missed_only_with_its_sequence() {
+    let mut bench = Bench::new(Geometry::exact(16, 16, 1_000, 9_000), Backed::Memory);
+    bench.put(b"k", &[1; 3_000], None, &[]);
+    let geometry = Geometry::exact(16, 16, 1_000, 4_500);
+    let words = Words::heap(geometry.bytes() / 8);
+    let mut new = Writer::create(words, geometry, bench.writer.seed(), Backed::Memory, bench.version);
+    new.complete(bench.version);
+    bench.writer.copy_into(&mut new, bench.version + 1, bench.now);
+    let reader = new.reader(&bench.control);
+    let get = || reader.get(reader.hash(b"k"), b"k", bench.now, &mut Vec::new());
+    assert_eq!(get(), Outcome::Ask(Reason::Lapped), "not yet");
+    bench.control.commit(bench.version + 1);
+    assert_eq!(get(), Outcome::Miss);
+}
+
 #[test]
 fn a_walk_in_hash_order_meets_everything_once() {
     let mut bench = Bench::new(Geometry::new(1 << 20, 0), Backed::Memory);

@@ -211,6 +211,8 @@ impl Geometry {
 const TAG_BITS: u32 = 16;
 const POSITION_BITS: u32 = 46;
 const POSITION_MASK: u64 = (1 << POSITION_BITS) - 1;
+/// Positions end here, after 563 TB: the writer wants a successor when half of them are used.
+pub(super) const POSITIONS_MAX: u64 = POSITION_MASK;
 
 /// What a slot says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -123,6 +123,11 @@ impl Writer {
         self.store_slot(place, 0);
     }
 
+    /// Lets a bucket say that a key without a slot was removed with `version`.
+    pub(super) fn remember_removal(&mut self, version: Version, hash: u64) {
+        self.note_removal(version, self.geometry.bucket(hash), 0);
+    }
+
     fn note_removal(&mut self, version: Version, bucket: usize, flags: u64) {
         let at = self.geometry.bucket_at(bucket) + SLOTS;
         let forgot = self.words.load(at) & bucket::FORGOT;

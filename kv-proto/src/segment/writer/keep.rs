@@ -1,7 +1,9 @@
 //! What is not a write of a user: installing from disk, enumerating, sweeping, walking, moving into a larger segment.
 
 use super::super::item::{At, Meta, NewItem};
-use super::super::layout::{BUCKET_WORDS, Geometry, H_CLEAR, H_STALE, RINGS, Ring, SLOTS, Slot, slot};
+use super::super::layout::{
+    BUCKET_WORDS, Geometry, H_CLEAR, H_STALE, POSITIONS_MAX, RINGS, Ring, SLOTS, Slot, slot,
+};
 use super::super::words::WORD_BYTES;
 use super::{Backed, Counts, Install, Installed, Mark, PrefixClear, What, Writer};
 use crate::wire::Effect;
@@ -168,7 +170,12 @@ impl Writer {
     }
 
     /// A larger division of the same memory, if this index forgets too much or soon will.
+    ///
+    /// The same division when its positions have half run out: a successor begins with new ones.
     pub fn needs_larger_index(&mut self) -> Option<Geometry> {
+        if self.head.iter().any(|&head| head > POSITIONS_MAX / 2) {
+            return Some(self.geometry);
+        }
         let bytes = self.geometry.bytes() as u64;
         let puts = self.counts.puts - self.checked.0;
         let forgotten = self.counts.forgotten - self.checked.1;
@@ -259,6 +266,9 @@ impl Writer {
             new.publish_one(version, hash, item.key, What::Item(to));
         } else if new.backed == Backed::Disk {
             new.put_mark(version, hash, item.key, Mark::Disk);
+        } else {
+            // It leaves memory with this sequence: a snapshot of an older one must not miss it.
+            new.remember_removal(version, hash);
         }
     }
 
@@ -318,3 +328,18 @@ impl Writer {
 }
 
 const _: () = assert!(BUCKET_WORDS * WORD_BYTES == 64);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::super::words::Words;
+    use super::*;
+
+    #[test]
+    fn a_successor_is_wanted_long_before_positions_run_out() {
+        let geometry = Geometry::exact(4, 2, 64, 64);
+        let mut writer = Writer::create(Words::heap(geometry.words()), geometry, 1, Backed::Disk, 1);
+        assert_eq!(writer.needs_larger_index(), None);
+        writer.head[1] = POSITIONS_MAX / 2 + 1;
+        assert_eq!(writer.needs_larger_index(), Some(geometry));
+    }
+}
