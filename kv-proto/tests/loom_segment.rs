@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kv_proto::segment::{
-    Backed, Control, Geometry, Mark, NewItem, Outcome, Reader, Reason, SegmentState, SweepCursor, Words,
-    Writer,
+    Backed, Control, Freshness, Geometry, Mark, NewItem, Outcome, Reader, Reason, SegmentState, SweepCursor,
+    Words, Writer,
 };
 use kv_proto::wire::Effect;
 use kv_proto::{Version, hash_key, tag_slot};
@@ -341,6 +341,48 @@ fn an_untagged_item_is_never_gone_with_its_old_tag() {
         });
         let seen = get(&reader, a);
         assert!(matches!(seen, Seen::Version(_) | Seen::Ask(_)), "it always lives, but {seen:?}");
+        writer.join().expect("the writer's assertions hold");
+    });
+}
+
+#[test]
+fn an_untagged_item_is_never_stale_with_its_old_tag() {
+    model(|| {
+        let a = key(0, 0);
+        let tags: [&[u8]; 1] = [b"t"];
+        let mut side = Side::small(Backed::Memory);
+        side.commit(|writer, version| put(writer, version, a, &tags));
+        let reader = side.reader();
+        let writer = loom::thread::spawn(move || {
+            side.commit(|writer, version| put(writer, version, a, &tags));
+            side.put(a);
+            side.commit(|writer, version| writer.stamp_tag(version, tag_slot(b"t"), Effect::Stale));
+        });
+        if let Outcome::Hit(meta) = reader.get(hash_key(SEED, &a), &a, NOW, &mut Vec::new()) {
+            assert_eq!(meta.freshness, Freshness::Fresh, "it is stale at no time: version {}", meta.version);
+        }
+        writer.join().expect("the writer's assertions hold");
+    });
+}
+
+#[test]
+fn what_a_forgotten_prefix_cleared_never_comes_back() {
+    model(|| {
+        let a = key(0, 0);
+        let mut side = Side::small(Backed::Memory);
+        side.put(a);
+        side.commit(|writer, version| {
+            writer.stamp_prefix(version, &a, Effect::Gone).expect("the table is empty")
+        });
+        let reader = side.reader();
+        let writer = loom::thread::spawn(move || {
+            side.commit(|writer, version| {
+                writer.sweep(version, &mut SweepCursor::default(), 10, NOW);
+            });
+            side.commit(|writer, _| writer.retire_prefix(0));
+        });
+        let seen = get(&reader, a);
+        assert!(matches!(seen, Seen::Miss | Seen::Ask(_)), "it was cleared, but {seen:?}");
         writer.join().expect("the writer's assertions hold");
     });
 }

@@ -161,12 +161,16 @@ impl Reader {
     pub fn verdict(
         &self,
         life: &Life,
-        tags: impl Iterator<Item = u32>,
+        tags: impl Iterator<Item = u32> + Clone,
         key: &[u8],
         now: BootMs,
     ) -> Freshness {
-        stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX)
-            // A prefix entry was replaced while it was read: it had been retired, so nothing older than it is left.
+        (0..STARTS_MAX)
+            .find_map(|_| {
+                // Fails when a prefix entry was replaced while it was read, which says nothing about this item.
+                let tags = tags.clone();
+                stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX).ok()
+            })
             .unwrap_or(Freshness::Gone)
     }
 
@@ -236,12 +240,15 @@ impl Reader {
             let verdict =
                 stamps::verdict(&self.words, &self.geometry, &life, front.tag_slots(), key, now, committed);
             let freshness = verdict.map_err(|NotYet| Again)?; // R4
-            if freshness == Freshness::Gone {
+            if freshness != Freshness::Fresh || stamps::consults_prefixes(&self.words, front.version) {
+                // An untagging or refreshing put may have swung the slot before the stamp: then this was not the newest.
+                // Or the item was cleared by a prefix and is out of the index, and the prefix was forgotten after that.
                 fence(Ordering::Acquire);
-                // An untagging or refreshing put may have swung the slot: then this was not the newest.
                 if self.words.load(bucket_at + i) != word {
                     return Err(Again); // MUTANT(gone-recheck)
                 }
+            }
+            if freshness == Freshness::Gone {
                 return Ok(Outcome::Miss);
             }
             return Ok(Outcome::Hit(front.meta(start, bytes, freshness, Place { bucket, slot: i })));

@@ -63,7 +63,7 @@ pub(super) fn verdict(
             apply(words.load(at), words.load(at + 1))?;
         }
     }
-    if words.load(H_NEWEST_PREFIX) > life.version {
+    if consults_prefixes(words, life.version) {
         for entry in 0..limits::PREFIX_CLEARS_MAX {
             if let Some((stamp, effect)) = prefix_that_covers(words, entry, key, life.version)? {
                 match effect {
@@ -74,6 +74,12 @@ pub(super) fn verdict(
         }
     }
     Ok(freshness)
+}
+
+/// Whether the verdict on an item of this version depends on prefix clears, which are forgotten some day.
+#[inline]
+pub(super) fn consults_prefixes(words: &Words, version: Version) -> bool {
+    words.load(H_NEWEST_PREFIX) > version
 }
 
 #[inline]

@@ -379,7 +379,8 @@ impl Writer {
         (0..limits::PREFIX_CLEARS_MAX).filter_map(|entry| stamps::prefix(&self.words, entry)).collect()
     }
 
-    /// Forgets a prefix clear that nothing older matches any more.
+    /// Forgets a prefix clear that nothing older matches any more, after the commit of the sweep that saw to that: a reader who
+    /// finds it forgotten then finds the slots of what it covered emptied.
     pub fn retire_prefix(&mut self, entry: usize) {
         self.words.store(Geometry::prefix_at(entry), 0);
     }

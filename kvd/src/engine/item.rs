@@ -52,7 +52,7 @@ impl Current {
     }
 
     /// The slots of its tags.
-    pub(crate) fn tag_slots(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn tag_slots(&self) -> impl Iterator<Item = u32> + Clone {
         self.tags.iter().map(|tag| kv_proto::tag_slot(tag))
     }
 
