@@ -129,17 +129,15 @@ fn matches_words(words: &Words, at: usize, bytes: &[u8]) -> bool {
     })
 }
 
-/// Writes a prefix clear into an empty entry, or a newer stamp into one of the same prefix and effect.
+/// Writes a prefix clear into an empty entry.
 pub(super) fn put_prefix(words: &Words, entry: usize, stamp: Version, effect: Effect, prefix: &[u8]) {
     let at = Geometry::prefix_at(entry);
-    // What an entry in use covers must stay covered: its stamp is never zero in between, or what was cleared comes back.
-    if words.load(at) == 0 {
-        // SYNC(prefix): nobody believes the bytes while the stamp is zero.
-        fence(Ordering::Release);
-        words.store(at + 1, (prefix.len() as u64) << 1 | u64::from(effect == Effect::Stale));
-        words.copy_in(at + 2, prefix);
-        fence(Ordering::Release);
-    }
+    // SYNC(prefix): nobody believes the bytes while the stamp is zero.
+    words.store(at, 0);
+    fence(Ordering::Release);
+    words.store(at + 1, (prefix.len() as u64) << 1 | u64::from(effect == Effect::Stale));
+    words.copy_in(at + 2, prefix);
+    fence(Ordering::Release);
     words.store(at, stamp);
 }
 
@@ -148,10 +146,10 @@ pub(super) fn prefix(words: &Words, entry: usize) -> Option<PrefixClear> {
     let at = Geometry::prefix_at(entry);
     let version = words.load(at);
     let info = words.load(at + 1);
+    let mut prefix = Vec::new();
     if version == 0 {
         return None;
     }
-    let mut prefix = Vec::new();
     let bytes = ((info >> 1) as usize).min(limits::KEY_BYTES_MAX);
     debug_assert!(words_for(bytes) <= Geometry::prefix_bytes_at(entry).len());
     words.copy_out(at + 2, bytes, &mut prefix);
