@@ -365,9 +365,7 @@ impl Flusher {
             }
             self.shared.room.notify_all();
         }
-        let mut done = self.shared.done.lock();
-        done.durable = done.durable.max(fixed.mark.number);
-        self.shared.done_changed.notify_all();
+        self.shared.set_durable(fixed.mark.number);
     }
 
     /// Begins a write transaction.

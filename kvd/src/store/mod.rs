@@ -156,6 +156,7 @@ impl Store {
         gauges.journal_records.store(opened.journal_records, Ordering::Relaxed);
         gauges.fold_permille.store(1_000, Ordering::Relaxed);
         gauges.sequence_limit.store(fixed.sequence_limit, Ordering::Relaxed);
+        gauges.durable.store(fixed.mark.number, Ordering::Relaxed);
         let shared = Shared {
             options,
             clock: clock.clone(),
@@ -167,7 +168,6 @@ impl Store {
             generations: RwLock::new(opened.state.generations.clone()),
             overlay: RwLock::new(recovery::share(opened.layer)),
             done: Mutex::new(Done { durable: fixed.mark.number, ..Done::default() }),
-            done_changed: Condvar::new(),
             work: Mutex::new(Work::default()),
             wake: Condvar::new(),
             db: RwLock::new(Some(Arc::new(opened.db))),

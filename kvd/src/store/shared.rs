@@ -107,7 +107,11 @@ pub(super) struct Done {
     /// Waiters up to here are told that the disk failed.
     pub(super) failed: LogNumber,
     pub(super) cause: String,
+    pub(super) waiting: Vec<Waiter>,
 }
+
+/// A thread that waits until a record is on stable storage.
+type Waiter = (LogNumber, std::thread::Thread);
 
 /// What the flush thread is asked for.
 #[derive(Debug, Default)]
@@ -125,6 +129,8 @@ pub(super) struct Work {
 pub(super) struct Gauges {
     pub(super) health: AtomicU8,
     pub(super) sequence_limit: AtomicU64,
+    /// As [`Done::durable`], to be read without its lock.
+    pub(super) durable: AtomicU64,
     pub(super) active_bytes: AtomicU64,
     pub(super) frozen_bytes: AtomicU64,
     pub(super) journal_bytes: AtomicU64,
@@ -156,7 +162,6 @@ pub(super) struct Shared {
     pub(super) generations: RwLock<BTreeMap<CacheId, u32>>,
     pub(super) overlay: RwLock<Overlay>,
     pub(super) done: Mutex<Done>,
-    pub(super) done_changed: Condvar,
     pub(super) work: Mutex<Work>,
     pub(super) wake: Condvar,
     pub(super) db: RwLock<Option<Arc<Database>>>,
@@ -186,8 +191,7 @@ impl Shared {
             let _log = self.log.lock();
             self.room.notify_all();
         }
-        let _done = self.done.lock();
-        self.done_changed.notify_all();
+        self.wake_waiters();
     }
 
     /// The error for what the disk cannot do now.
@@ -233,26 +237,58 @@ impl Shared {
     }
 
     /// Waits until `number` is on stable storage.
+    ///
+    /// Each waiter is woken by itself when its own flush is done: a condition variable would wake all of them into one mutex,
+    /// those of the next flush too, which costs more than the flush.
     pub(super) fn wait_durable(&self, number: LogNumber, deadline: Instant) -> Result<(), StoreError> {
         if number == NEVER_DURABLE {
             return Err(StoreError::Failed { maybe_applied: true, cause: "the disk is full".to_owned() });
         }
-        if self.done.lock().durable >= number {
-            return Ok(());
+        let mut is_listed = false;
+        while self.gauges.durable.load(Ordering::Acquire) < number {
+            let left = deadline.saturating_duration_since(self.clock.instant());
+            {
+                let mut done = self.done.lock();
+                if done.durable >= number {
+                    break;
+                }
+                if done.failed >= number || self.health() != Health::Good {
+                    return Err(StoreError::Failed { maybe_applied: true, cause: done.cause.clone() });
+                }
+                let own = std::thread::current();
+                if std::mem::replace(&mut is_listed, true) {
+                    // Woken for another reason than the flush: perhaps still on the list.
+                    done.waiting.retain(|(_, thread)| thread.id() != own.id());
+                }
+                if left.is_zero() {
+                    return Err(StoreError::Timeout);
+                }
+                done.waiting.push((number, own));
+            }
+            self.want(number);
+            std::thread::park_timeout(left);
         }
-        self.want(number);
+        Ok(())
+    }
+
+    /// Says that everything up to `number` is on stable storage, and wakes who waited for that.
+    pub(super) fn set_durable(&self, number: LogNumber) {
         let mut done = self.done.lock();
-        loop {
-            if done.durable >= number {
-                return Ok(());
-            }
-            if done.failed >= number || self.health() != Health::Good {
-                return Err(StoreError::Failed { maybe_applied: true, cause: done.cause.clone() });
-            }
-            if self.done_changed.wait_until(&mut done, deadline).timed_out() {
-                return if done.durable >= number { Ok(()) } else { Err(StoreError::Timeout) };
-            }
-        }
+        done.durable = done.durable.max(number);
+        self.gauges.durable.store(done.durable, Ordering::Release);
+        let durable = done.durable;
+        let (woken, waiting) =
+            std::mem::take(&mut done.waiting).into_iter().partition(|(n, _)| *n <= durable);
+        done.waiting = waiting;
+        drop(done);
+        let woken: Vec<Waiter> = woken;
+        woken.into_iter().for_each(|(_, thread)| thread.unpark());
+    }
+
+    /// Wakes all who wait for stable storage, to look again at how the disk is.
+    pub(super) fn wake_waiters(&self) {
+        let woken = std::mem::take(&mut self.done.lock().waiting);
+        woken.into_iter().for_each(|(_, thread)| thread.unpark());
     }
 
     /// The database, unless it is being reopened.

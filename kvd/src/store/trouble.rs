@@ -61,10 +61,12 @@ impl Flusher {
     /// Everybody who waits hears that it may have happened.
     fn tell_waiters(&self, cause: &str) {
         let head = self.shared.log.lock().head.number;
-        let mut done = self.shared.done.lock();
-        done.failed = head;
-        cause.clone_into(&mut done.cause);
-        self.shared.done_changed.notify_all();
+        {
+            let mut done = self.shared.done.lock();
+            done.failed = head;
+            cause.clone_into(&mut done.cause);
+        }
+        self.shared.wake_waiters();
     }
 
     /// An error of redb: it refuses everything from here on, so it is closed, and `heal` goes on.
