@@ -66,6 +66,46 @@ fn acknowledged_changes_survive_kill_minus_nine() {
     println!("PROMISE crash.acknowledged_survive {acknowledged} changes, {rounds} kills held");
 }
 
+/// `KVD_ITEMS` sets how many items there are (50,000 by default; `scripts/soak reopen` takes a million).
+#[test]
+fn first_reads_after_a_kill_are_hits_and_none_is_a_false_miss() {
+    let items: u32 = std::env::var("KVD_ITEMS").ok().and_then(|items| items.parse().ok()).unwrap_or(50_000);
+    let mut random = random();
+    let home =
+        Home::configured("memory = \"256MiB\"\n[caches.many]\nmemory = \"192MiB\"\nrecover = \"keep\"\n");
+    let daemon = home.start();
+    let value = |n: u32| format!("value of {n:08} {}", "x".repeat(80));
+    let numbers: Vec<u32> = (0..items).collect();
+    let cache = home.client().cache("many");
+    for chunk in numbers.chunks(1_000) {
+        let pairs = chunk.iter().map(|n| (format!("key:{n:08}"), value(*n)));
+        cache.put_many(pairs, Duration::from_secs(3_600)).expect("the daemon serves");
+    }
+    daemon.kill();
+    let began = Instant::now();
+    let _daemon = home.start();
+    let cache = home.client().cache("many");
+    let mut check = |cache: &kv_client::blocking::Cache| {
+        let n = random.u32(..items);
+        let found = cache.get(format!("key:{n:08}")).expect("reads are served at once");
+        assert_eq!(
+            found.map(|found| String::from_utf8_lossy(&found).into_owned()),
+            Some(value(n)),
+            "a false miss"
+        );
+    };
+    check(&cache);
+    let first = began.elapsed();
+    (0..20_000).for_each(|_| check(&cache));
+    println!(
+        "PROMISE reopen.first_hit {} ms with {items} items, 20000 random reads, 0 false misses",
+        first.as_millis()
+    );
+    if !cfg!(debug_assertions) {
+        assert!(first < Duration::from_secs(1), "the first hit took {first:?}");
+    }
+}
+
 /// What a key may hold: after an answer that was lost, either of two states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
