@@ -57,7 +57,7 @@ fn memory_and_file_stay_bounded_under_churn() {
         peak
     });
     let limit = budget + budget / 4 + 2 * journal + REDB_CACHE + SLACK;
-    println!("PROMISE churn.memory resident at most {} MiB of {} MiB", peak / MIB, limit / MIB);
+    println!("PROMISE churn.memory resident at most {} MiB of {} MiB held", peak / MIB, limit / MIB);
     assert!(peak <= limit, "resident {peak} bytes, limit {limit}");
 
     let client = home.client();
@@ -68,13 +68,12 @@ fn memory_and_file_stay_bounded_under_churn() {
     });
     let (live, file) = (figure(&client, "kvd_store_live_bytes"), file_bytes(&home));
     println!("PROMISE churn.file {} MiB for {} MiB live held", file / MIB, live / MIB);
-    let kept = client.admin().caches().unwrap().into_iter().find(|cache| cache.name == "kept").unwrap();
-    println!("PROMISE churn.disk_budget {} MiB of {} MiB held", kept.disk_bytes / MIB, disk / MIB);
-    assert!(
-        kept.disk_bytes <= disk,
-        "{} bytes live in a cache with a disk budget of {disk}",
-        kept.disk_bytes
-    );
+    let kept = wait_for(SOON * 3, "the cache to be within its disk budget", || {
+        let caches = client.admin().caches().unwrap();
+        let kept = caches.into_iter().find(|cache| cache.name == "kept").unwrap().disk_bytes;
+        (kept <= disk).then_some(kept)
+    });
+    println!("PROMISE churn.disk_budget {} MiB of {} MiB held", kept / MIB, disk / MIB);
 }
 
 /// Writes `bytes` bytes: overwrites and short lives in one cache, ever new keys in the other.
