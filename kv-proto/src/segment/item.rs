@@ -35,7 +35,8 @@ const IS_FILLER: u64 = 8 << FLAGS_AT_BIT;
 
 /// Words before the payload, at most.
 pub(super) const HEAD_WORDS_MAX: usize = 5 + TAG_WORDS_MAX;
-const TAG_WORDS_MAX: usize = (limits::TAGS_MAX + 1).div_ceil(4);
+const TAG_WORDS_MAX: usize = 3;
+const _: () = assert!(TAG_WORDS_MAX == (limits::TAGS_MAX + 1).div_ceil(4));
 const TAG_BYTES_MAX: usize = limits::TAGS_MAX * (limits::TAG_BYTES_MAX + 1);
 /// The word that fills the rest of a lap.
 pub(super) const FILLER: u64 = IS_FILLER;
@@ -229,9 +230,18 @@ impl Head {
         (self.0 >> CREATED_AT_BIT) as i64 * CREATED_STEP_MS
     }
 
+    /// Whether there is nothing but the version between head and payload: no life, no stale life, no tag.
+    #[inline]
+    fn is_plain(self) -> bool {
+        self.0 & (HAS_LIFE | HAS_EXTRA | 15 << TAGS_AT_BIT) == 0
+    }
+
     /// Words before the payload.
     #[inline]
     pub(super) fn head_words(self) -> usize {
+        if self.is_plain() {
+            return 2;
+        }
         2 + 2 * usize::from(self.has_life()) + usize::from(self.has_extra()) + tag_words(self.tags())
     }
 
@@ -263,6 +273,9 @@ impl Front {
     pub(super) fn read(head: Head, load: impl Fn(usize) -> u64) -> Front {
         let mut front =
             Front { head, version: load(1), life: [0; 2], extra: 0, tag_units: [0; TAG_WORDS_MAX] };
+        if head.is_plain() {
+            return front;
+        }
         let mut at = 2;
         if head.has_life() {
             front.life = [load(2), load(3)];
@@ -272,9 +285,16 @@ impl Front {
             front.extra = load(at);
             at += 1;
         }
-        for word in front.tag_units.iter_mut().take(tag_words(head.tags())) {
-            *word = load(at);
-            at += 1;
+        // No loop and no index that is not a constant: so that all of this stays in registers.
+        let count = tag_words(head.tags());
+        if count > 0 {
+            front.tag_units[0] = load(at);
+        }
+        if count > 1 {
+            front.tag_units[1] = load(at + 1);
+        }
+        if count > 2 {
+            front.tag_units[2] = load(at + 2);
         }
         front
     }
@@ -293,8 +313,15 @@ impl Front {
         (1..=self.head.tags().min(limits::TAGS_MAX)).map(|i| u32::from(self.tag_unit(i)))
     }
 
+    #[inline]
     fn tag_unit(&self, i: usize) -> u16 {
-        (self.tag_units[i / 4] >> (16 * (i % 4))) as u16
+        let [first, second, third] = self.tag_units;
+        let word = match i / 4 {
+            0 => first,
+            1 => second,
+            _ => third,
+        };
+        (word >> (16 * (i % 4))) as u16
     }
 
     /// Bytes of value, key and tags; `None`: no item has so many.
@@ -305,6 +332,7 @@ impl Front {
     }
 
     /// Everything about the item; its payload of `bytes` bytes begins at `start` of the buffer.
+    #[inline(always)]
     pub(super) fn meta(&self, start: usize, bytes: usize, freshness: Freshness, place: Place) -> Meta {
         let life = self.life();
         Meta {

@@ -74,6 +74,11 @@ pub struct Geometry {
     buckets: usize,
     tag_slots: usize,
     ring_words: [usize; 2],
+    // What every read needs, computed once from the sizes above.
+    index_at: usize,
+    ring_at: [usize; 2],
+    /// 2^64 / ring words, rounded down: dividing by a multiplication.
+    ring_inverse: [u64; 2],
 }
 
 impl Geometry {
@@ -89,14 +94,28 @@ impl Geometry {
         let rest = words.saturating_sub(TAGS_AT + tag_slots * 2 + buckets * BUCKET_WORDS);
         let probation = (rest / PROBATION_SHARE / BUCKET_WORDS * BUCKET_WORDS).max(BUCKET_WORDS);
         let main = ((rest - probation) / BUCKET_WORDS * BUCKET_WORDS).max(BUCKET_WORDS);
-        Geometry { buckets, tag_slots, ring_words: [probation, main] }
+        Geometry::of(buckets, tag_slots, [probation, main])
     }
 
     /// A geometry of exact sizes, for models and tests: buckets a multiple of 4, tag slots a power of two.
     #[must_use]
     pub fn exact(buckets: usize, tag_slots: usize, probation_words: usize, main_words: usize) -> Geometry {
         assert!(buckets.is_multiple_of(4) && tag_slots.is_power_of_two());
-        Geometry { buckets, tag_slots, ring_words: [probation_words, main_words] }
+        Geometry::of(buckets, tag_slots, [probation_words, main_words])
+    }
+
+    fn of(buckets: usize, tag_slots: usize, ring_words: [usize; 2]) -> Geometry {
+        let index_at = TAGS_AT + tag_slots * 2;
+        let probation = index_at + buckets * BUCKET_WORDS;
+        let inverse = |words: usize| ((1_u128 << 64) / words.max(2) as u128) as u64;
+        Geometry {
+            buckets,
+            tag_slots,
+            ring_words,
+            index_at,
+            ring_at: [probation, probation + ring_words[0]],
+            ring_inverse: ring_words.map(inverse),
+        }
     }
 
     /// What a foreign header says, if it fits its memory.
@@ -105,18 +124,15 @@ impl Geometry {
             return None;
         }
         let read = |at: usize| usize::try_from(words.load(at)).ok().filter(|&count| count <= words.len());
-        let geometry = Geometry {
-            buckets: read(H_BUCKETS)?,
-            tag_slots: read(H_TAG_SLOTS)?,
-            ring_words: [read(H_RING_WORDS[0])?, read(H_RING_WORDS[1])?],
-        };
+        let ring_words = [read(H_RING_WORDS[0])?, read(H_RING_WORDS[1])?];
+        let geometry = Geometry::of(read(H_BUCKETS)?, read(H_TAG_SLOTS)?, ring_words);
         let fits = geometry.words() <= words.len()
             && geometry.words() as u64 == words.load(H_WORDS)
             && geometry.buckets > 0
             && geometry.buckets.is_multiple_of(4)
             && geometry.tag_slots.is_power_of_two()
             && geometry.tag_slots <= limits::TAG_SLOTS_MAX
-            && geometry.ring_words.iter().all(|&ring| ring > 0);
+            && geometry.ring_words.iter().all(|&ring| ring > 1);
         fits.then_some(geometry)
     }
 
@@ -140,16 +156,19 @@ impl Geometry {
         self.tag_slots
     }
 
-    pub(super) fn index_at(&self) -> usize {
-        TAGS_AT + self.tag_slots * 2
+    #[inline]
+    pub(super) fn ring_at(&self, ring: Ring) -> usize {
+        self.ring_at[ring as usize]
     }
 
-    pub(super) fn ring_at(&self, ring: Ring) -> usize {
-        let probation = self.index_at() + self.buckets * BUCKET_WORDS;
-        match ring {
-            Ring::Probation => probation,
-            Ring::Main => probation + self.ring_words[0],
-        }
+    /// Where a position lies in its ring: its remainder.
+    #[inline]
+    pub(super) fn offset(&self, ring: Ring, position: u64) -> usize {
+        let words = self.ring_words[ring as usize] as u64;
+        // The inverse is too small by less than one, so that the quotient is by at most one.
+        let quotient = ((u128::from(position) * u128::from(self.ring_inverse[ring as usize])) >> 64) as u64;
+        let remainder = position - quotient * words;
+        (if remainder >= words { remainder - words } else { remainder }) as usize
     }
 
     #[inline]
@@ -176,7 +195,7 @@ impl Geometry {
 
     #[inline]
     pub(super) fn bucket_at(&self, bucket: usize) -> usize {
-        self.index_at() + bucket * BUCKET_WORDS
+        self.index_at + bucket * BUCKET_WORDS
     }
 
     pub(super) fn tag_at(&self, tag_slot: u32) -> usize {
@@ -249,7 +268,26 @@ pub(super) mod slot {
     /// Whether a slot word is not empty and has this hash's tag.
     #[inline]
     pub(in super::super) fn has_tag(word: u64, hash: u64) -> bool {
-        word != 0 && word >> POSITION_BITS & ((1 << TAG_BITS) - 1) == tag(hash)
+        word != 0 && (word >> POSITION_BITS & ((1 << TAG_BITS) - 1) == tag(hash))
+    }
+
+    /// A bit for each slot that has this hash's tag, or perhaps is empty. Without branches: which slot it is cannot be foreseen.
+    #[inline]
+    pub(in super::super) fn with_tag<const N: usize>(slots: &[u64; N], hash: u64) -> u32 {
+        let wanted = tag(hash) << POSITION_BITS;
+        let tags = ((1 << TAG_BITS) - 1) << POSITION_BITS;
+        let mut bits = 0;
+        for (i, word) in slots.iter().enumerate() {
+            bits |= u32::from((word ^ wanted) & tags == 0) << i;
+        }
+        bits
+    }
+
+    /// Ring and position of an item; `None` for a mark. One branch: which ring it is cannot be foreseen either.
+    #[inline]
+    pub(in super::super) fn item(word: u64) -> Option<(Ring, u64)> {
+        let ring = if word >> 62 & 1 == 0 { Ring::Probation } else { Ring::Main };
+        (word >> 63 == 0).then_some((ring, word & POSITION_MASK))
     }
 
     #[inline]
@@ -308,6 +346,19 @@ mod tests {
                 let word = slot::mark(Slot::Disk, hash);
                 assert!(slot::has_tag(word, hash) && slot::mark_is(word, hash));
                 assert_eq!(slot::mark_hash(word, geometry.bucket(hash), buckets), hash);
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_lies_at_its_remainder() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for words in [2, 3, 8, 12, 1_000, 4_099, 1 << 20, (1 << 27) + 8, (1 << 36) - 8] {
+            let geometry = Geometry::of(4, 2, [words, words]);
+            let near = (0..40).flat_map(|lap| [lap * words as u64, lap * words as u64 + words as u64 - 1]);
+            let far = (0..10_000).map(|_| random.u64(..=POSITIONS_MAX));
+            for position in near.chain(far).chain([POSITIONS_MAX, 0, 1]) {
+                assert_eq!(geometry.offset(Ring::Main, position) as u64, position % words as u64);
             }
         }
     }

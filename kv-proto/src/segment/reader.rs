@@ -11,11 +11,15 @@ use super::item::{Freshness, Front, Head, Life, Meta, Place};
 use super::layout::{Geometry, H_INDEX_COMPLETE, H_SEED, H_STATE, H_TAIL, Ring, SLOTS, Slot, bucket, slot};
 use super::stamps::{self, NotYet};
 use super::sync::{Ordering, fence};
-use super::words::{Words, words_for};
+use super::words::{View, Words, words_for};
 use crate::{BootMs, Version, hash_key};
 
 /// How often a read starts before it gives up.
 const STARTS_MAX: usize = if cfg!(loom) { 2 } else { 8 };
+
+/// Lines of an item fetched ahead: an item of some 250 bytes.
+const PREFETCH_LINES: usize = 4;
+const LINE_WORDS: usize = 8;
 
 /// What a read found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,8 +124,9 @@ impl Reader {
         buffer: &mut Vec<u8>,
         found: &mut Vec<ManyOutcome>,
     ) -> Result<Version, Reason> {
+        let words = self.words.view();
         for (hash, _) in keys {
-            self.words.prefetch(self.geometry.bucket_at(self.geometry.bucket(*hash)));
+            words.prefetch(self.geometry.bucket_at(self.geometry.bucket(*hash)));
         }
         for (hash, _) in keys {
             self.prefetch_item(*hash);
@@ -169,7 +174,7 @@ impl Reader {
             .find_map(|_| {
                 // Fails when a prefix entry was replaced while it was read, which says nothing about this item.
                 let tags = tags.clone();
-                stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX).ok()
+                stamps::verdict(self.words.view(), &self.geometry, life, tags, key, now, Version::MAX).ok()
             })
             .unwrap_or(Freshness::Gone)
     }
@@ -180,25 +185,27 @@ impl Reader {
     }
 
     fn prefetch_item(&self, hash: u64) {
+        let words = self.words.view();
         let at = self.geometry.bucket_at(self.geometry.bucket(hash));
         for i in 0..SLOTS {
-            let word = self.words.load(at + i);
+            let word = words.load(at + i);
             if slot::has_tag(word, hash)
                 && let Slot::At(ring, position) = slot::kind(word)
             {
                 let at = self.at(ring, position);
-                (0..5).for_each(|line| self.words.prefetch(at + line * 8));
+                (0..PREFETCH_LINES).for_each(|line| words.prefetch(at + line * LINE_WORDS));
             }
         }
     }
 
     #[inline]
     fn at(&self, ring: Ring, position: u64) -> usize {
-        self.geometry.ring_at(ring) + (position % self.geometry.ring_words(ring) as u64) as usize
+        self.geometry.ring_at(ring) + self.geometry.offset(ring, position)
     }
 
     /// One try. `renew`: where to get a newer `committed` once, for single reads.
-    #[inline]
+    // Inlined into its two callers, or an answer of a hundred bytes is copied twice more on its way out.
+    #[inline(always)]
     fn look(
         &self,
         hash: u64,
@@ -208,23 +215,29 @@ impl Reader {
         mut renew: Option<&Control>,
         buffer: &mut Vec<u8>,
     ) -> Result<Outcome, Again> {
+        let words = self.words.view();
         let bucket = self.geometry.bucket(hash);
         let bucket_at = self.geometry.bucket_at(bucket);
-        for i in 0..SLOTS {
-            let word = self.words.load(bucket_at + i); // R1
-            if !slot::has_tag(word, hash) {
+        let slots: [u64; SLOTS] = words.load_some(bucket_at); // R1
+        let mut matches = slot::with_tag(&slots, hash);
+        while matches != 0 {
+            let i = matches.trailing_zeros() as usize;
+            matches &= matches - 1;
+            let word = slots[i];
+            if word == 0 {
                 continue;
             }
             // SYNC(publish): pairs with W2.
             fence(Ordering::Acquire); // MUTANT(slot-fence)
-            let (ring, position) = match slot::kind(word) {
-                Slot::At(ring, position) => (ring, position),
-                Slot::Disk if slot::mark_is(word, hash) => return Ok(Outcome::Ask(Reason::Mark)),
-                Slot::Ask if slot::mark_is(word, hash) => return Ok(Outcome::Ask(Reason::Side)),
-                Slot::Disk | Slot::Ask => continue,
+            let Some((ring, position)) = slot::item(word) else {
+                if !slot::mark_is(word, hash) {
+                    continue;
+                }
+                let is_side = slot::kind(word) == Slot::Ask;
+                return Ok(Outcome::Ask(if is_side { Reason::Side } else { Reason::Mark }));
             };
             let start = buffer.len();
-            let Some((front, bytes)) = self.copy(ring, position, key, buffer)? else {
+            let Some((front, bytes)) = self.copy(words, ring, position, key, buffer)? else {
                 buffer.truncate(start);
                 continue; // R3: another key
             };
@@ -238,13 +251,13 @@ impl Reader {
             }
             let life = front.life();
             let verdict =
-                stamps::verdict(&self.words, &self.geometry, &life, front.tag_slots(), key, now, committed);
+                stamps::verdict(words, &self.geometry, &life, front.tag_slots(), key, now, committed);
             let freshness = verdict.map_err(|NotYet| Again)?; // R4
-            if freshness != Freshness::Fresh || stamps::consults_prefixes(&self.words, front.version) {
+            if freshness != Freshness::Fresh || stamps::consults_prefixes(words, front.version) {
                 // An untagging or refreshing put may have swung the slot before the stamp: then this was not the newest.
                 // Or the item was cleared by a prefix and is out of the index, and the prefix was forgotten after that.
                 fence(Ordering::Acquire);
-                if self.words.load(bucket_at + i) != word {
+                if words.load(bucket_at + i) != word {
                     return Err(Again); // MUTANT(gone-recheck)
                 }
             }
@@ -274,45 +287,64 @@ impl Reader {
     }
 
     /// R2: copies value, key and tags to the end of `buffer`; `None` when it is another key's item.
-    #[inline]
+    #[inline(always)]
     fn copy(
         &self,
+        words: View<'_>,
         ring: Ring,
         position: u64,
         key: &[u8],
         buffer: &mut Vec<u8>,
     ) -> Result<Option<(Front, usize)>, Again> {
         let ring_words = self.geometry.ring_words(ring);
-        let offset = (position % ring_words as u64) as usize;
+        let offset = self.geometry.offset(ring, position);
         let at = self.geometry.ring_at(ring) + offset;
-        let head = Head::new(self.words.load(at));
+        // The lengths are in its first word: without this the rest would be waited for one line after the other.
+        (1..PREFETCH_LINES).for_each(|line| words.prefetch(at + line * LINE_WORDS));
+        let head = Head::new(words.load(at));
         if !head.is_plausible() || offset + head.head_words() > ring_words {
             return Err(Again);
         }
         if head.key_bytes() != key.len() {
-            self.validate(ring, position)?;
+            self.validate(words, ring, position)?;
             return Ok(None);
         }
-        let front = Front::read(head, |i| self.words.load(at + i));
+        let front = Front::read(head, |i| words.load(at + i));
         let bytes = front.payload_bytes().ok_or(Again)?;
         if offset + head.head_words() + words_for(bytes) > ring_words {
             return Err(Again);
         }
         let start = buffer.len();
-        self.words.copy_out(at + head.head_words(), bytes, buffer);
-        self.validate(ring, position)?;
+        words.copy_out(at + head.head_words(), bytes, buffer);
+        self.validate(words, ring, position)?;
         let key_at = start + head.value_bytes();
-        Ok((&buffer[key_at..key_at + key.len()] == key).then_some((front, bytes)))
+        Ok(same(&buffer[key_at..][..key.len()], key).then_some((front, bytes)))
     }
 
     /// Whether what was read at `position` was still the item when it had been read.
     #[inline]
-    fn validate(&self, ring: Ring, position: u64) -> Result<(), Again> {
+    fn validate(&self, words: View<'_>, ring: Ring, position: u64) -> Result<(), Again> {
         // SYNC(ring-tail): pairs with W1. If any word came from a later lap, this makes the tail of that lap visible.
         fence(Ordering::Acquire); // MUTANT(tail-fence)
-        if self.words.load(H_TAIL[ring as usize]) > position {
+        if words.load(H_TAIL[ring as usize]) > position {
             return Err(Again); // MUTANT(tail-check)
         }
         Ok(())
     }
+}
+
+/// Whether two slices are equal. Keys are short: a call of the library's comparison costs more than they do.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    if b.len() < 8 || a.len() != b.len() {
+        return a == b;
+    }
+    let ((words_a, _), (words_b, _)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut differs = 0;
+    for (x, y) in words_a.iter().zip(words_b) {
+        differs |= u64::from_ne_bytes(*x) ^ u64::from_ne_bytes(*y);
+    }
+    // The rest, with the end of what was compared already.
+    let last = |bytes: &[u8]| bytes.last_chunk().map(|chunk| u64::from_ne_bytes(*chunk));
+    differs == 0 && last(a) == last(b)
 }

@@ -5,7 +5,7 @@
 use super::item::{Freshness, Life};
 use super::layout::{Geometry, H_CLEAR, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE};
 use super::sync::{Ordering, fence};
-use super::words::{WORD_BYTES, Words, words_for};
+use super::words::{View, WORD_BYTES, Words, words_for};
 use crate::wire::Effect;
 use crate::{BootMs, Version, limits};
 
@@ -29,7 +29,7 @@ pub struct PrefixClear {
 /// Whether an item of this life, with tags in these slots and this key, may be served at `now` as of `committed`.
 #[inline]
 pub(super) fn verdict(
-    words: &Words,
+    words: View<'_>,
     geometry: &Geometry,
     life: &Life,
     tags: impl Iterator<Item = u32>,
@@ -78,7 +78,7 @@ pub(super) fn verdict(
 
 /// Whether the verdict on an item of this version depends on prefix clears, which are forgotten some day.
 #[inline]
-pub(super) fn consults_prefixes(words: &Words, version: Version) -> bool {
+pub(super) fn consults_prefixes(words: View<'_>, version: Version) -> bool {
     words.load(H_NEWEST_PREFIX) > version
 }
 
@@ -99,7 +99,7 @@ fn by_time(life: &Life, now: BootMs) -> Freshness {
 
 /// The stamp of this entry if it is newer than `version` and the key begins with its prefix.
 fn prefix_that_covers(
-    words: &Words,
+    words: View<'_>,
     entry: usize,
     key: &[u8],
     version: Version,
@@ -121,7 +121,7 @@ fn prefix_that_covers(
     Ok(matches.then_some((stamp, if info & 1 == 0 { Effect::Gone } else { Effect::Stale })))
 }
 
-fn matches_words(words: &Words, at: usize, bytes: &[u8]) -> bool {
+fn matches_words(words: View<'_>, at: usize, bytes: &[u8]) -> bool {
     bytes.chunks(WORD_BYTES).enumerate().all(|(i, part)| {
         let mut word = [0; WORD_BYTES];
         word[..part.len()].copy_from_slice(part);

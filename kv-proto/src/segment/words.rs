@@ -34,6 +34,54 @@ type Memory = Box<[AtomicU64]>;
 #[cfg(not(loom))]
 type Memory = raw::Memory;
 
+/// The words themselves, without the owner: what a read holds, so that address and length stay in registers across fences.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a>(&'a [AtomicU64]);
+
+impl View<'_> {
+    /// Loads word `i`, Relaxed.
+    #[inline]
+    pub(super) fn load(self, i: usize) -> u64 {
+        self.0[i].load(Ordering::Relaxed)
+    }
+
+    /// Loads the `N` words from `at` on, each Relaxed.
+    #[inline]
+    pub(super) fn load_some<const N: usize>(self, at: usize) -> [u64; N] {
+        let words = &self.0[at..][..N];
+        std::array::from_fn(|i| words[i].load(Ordering::Relaxed))
+    }
+
+    /// Appends the `bytes` bytes that begin at word `at` to `out`.
+    #[cfg(not(loom))]
+    #[inline]
+    pub(super) fn copy_out(self, at: usize, bytes: usize, out: &mut Vec<u8>) {
+        let from = &self.0[at..][..words_for(bytes)];
+        raw::append(from, bytes, out);
+    }
+
+    /// Appends the `bytes` bytes that begin at word `at` to `out`.
+    #[cfg(loom)]
+    pub(super) fn copy_out(self, at: usize, bytes: usize, out: &mut Vec<u8>) {
+        let end = out.len() + bytes;
+        for i in 0..words_for(bytes) {
+            out.extend_from_slice(&self.load(at + i).to_le_bytes());
+        }
+        out.truncate(end);
+    }
+
+    /// Tells the processor that word `i` will be read soon. No effect beyond speed; any `i` is allowed.
+    #[inline]
+    pub(super) fn prefetch(self, i: usize) {
+        #[cfg(all(not(loom), target_arch = "x86_64"))]
+        if let Some(word) = self.0.get(i) {
+            raw::prefetch(word);
+        }
+        #[cfg(not(all(not(loom), target_arch = "x86_64")))]
+        let _ = i;
+    }
+}
+
 impl Words {
     /// `len` zero words on the heap. Pages are taken from the system when first written.
     #[must_use]
@@ -61,6 +109,11 @@ impl Words {
     #[inline]
     fn slice(&self) -> &[AtomicU64] {
         self.memory.slice()
+    }
+
+    #[inline]
+    pub(super) fn view(&self) -> View<'_> {
+        View(self.slice())
     }
 
     /// How many words.
@@ -121,21 +174,9 @@ impl Words {
     }
 
     /// Appends the `bytes` bytes that begin at word `at` to `out`.
-    #[cfg(not(loom))]
     #[inline]
     pub fn copy_out(&self, at: usize, bytes: usize, out: &mut Vec<u8>) {
-        let from = &self.slice()[at..][..words_for(bytes)];
-        raw::append(from, bytes, out);
-    }
-
-    /// Appends the `bytes` bytes that begin at word `at` to `out`.
-    #[cfg(loom)]
-    pub fn copy_out(&self, at: usize, bytes: usize, out: &mut Vec<u8>) {
-        let end = out.len() + bytes;
-        for i in 0..words_for(bytes) {
-            out.extend_from_slice(&self.load(at + i).to_le_bytes());
-        }
-        out.truncate(end);
+        self.view().copy_out(at, bytes, out);
     }
 
     /// Copies `count` words from `from` to `to` inside this memory. The two must not overlap.
@@ -146,17 +187,6 @@ impl Words {
         for (s, t) in source.iter().zip(target) {
             t.store(s.load(Ordering::Relaxed), Ordering::Relaxed);
         }
-    }
-
-    /// Tells the processor that word `i` will be read soon. No effect beyond speed; any `i` is allowed.
-    #[inline]
-    pub fn prefetch(&self, i: usize) {
-        #[cfg(all(not(loom), target_arch = "x86_64"))]
-        if let Some(word) = self.slice().get(i) {
-            raw::prefetch(word);
-        }
-        #[cfg(not(all(not(loom), target_arch = "x86_64")))]
-        let _ = i;
     }
 }
 

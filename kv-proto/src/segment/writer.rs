@@ -429,7 +429,7 @@ impl Writer {
         key: &[u8],
         now: BootMs,
     ) -> Freshness {
-        stamps::verdict(&self.words, &self.geometry, life, tags, key, now, Version::MAX)
+        stamps::verdict(self.words.view(), &self.geometry, life, tags, key, now, Version::MAX)
             .expect("nobody else writes while the writer reads")
     }
 
@@ -442,6 +442,6 @@ impl Writer {
 
     #[inline]
     fn at(&self, at: At) -> usize {
-        self.geometry.ring_at(at.ring) + (at.position % self.geometry.ring_words(at.ring) as u64) as usize
+        self.geometry.ring_at(at.ring) + self.geometry.offset(at.ring, at.position)
     }
 }
