@@ -5,8 +5,12 @@
 use super::super::item::{At, Freshness, Place};
 use super::super::layout::{Ring, SLOTS, Slot, bucket, slot};
 use super::super::sync::{Ordering, fence};
+use super::super::words::{WORD_BYTES, words_for};
 use super::{Backed, Found, Mark, Writer};
 use crate::{BootMs, Version};
+
+/// Keys that lie in so many words are looked at without asking the allocator.
+const SHORT_KEY_WORDS: usize = 9;
 
 impl Writer {
     /// What memory holds for a key. An item's bytes are in `buffer`.
@@ -58,9 +62,18 @@ impl Writer {
         let (front, _) = self.front(at);
         // The key follows the value, which need not end on a word: copy from the word it begins in.
         let (value, key) = (front.head.value_bytes(), front.head.key_bytes());
-        let (from, skip) = (value / 8, value % 8);
-        let mut bytes = Vec::with_capacity(skip + key + 8);
-        self.words.copy_out(self.at(at) + front.head.head_words() + from, skip + key, &mut bytes);
+        let (from, skip) = (value / WORD_BYTES, value % WORD_BYTES);
+        let at = self.at(at) + front.head.head_words() + from;
+        let count = words_for(skip + key);
+        let mut short = [[0; WORD_BYTES]; SHORT_KEY_WORDS];
+        if let Some(short) = short.get_mut(..count) {
+            for (i, word) in short.iter_mut().enumerate() {
+                *word = self.words.load(at + i).to_le_bytes();
+            }
+            return look(&short.as_flattened()[skip..skip + key]);
+        }
+        let mut bytes = Vec::with_capacity(count * WORD_BYTES);
+        self.words.copy_out(at, skip + key, &mut bytes);
         look(&bytes[skip..])
     }
 
