@@ -385,6 +385,36 @@ fn a_walk_in_hash_order_meets_everything_once() {
 }
 
 #[test]
+fn a_walk_goes_on_in_a_larger_segment_without_meeting_anything_twice() {
+    let mut bench = Bench::new(Geometry::exact(240, 16, 4_000, 30_000), Backed::Memory);
+    for i in 0..600_u32 {
+        bench.put(&i.to_le_bytes(), b"v", None, &[]);
+    }
+    let all = bench.writer.counts().items as usize;
+    let geometry = Geometry::exact(316, 16, 4_000, 30_000);
+    let mut new =
+        Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Memory, bench.version);
+    bench.version += 1;
+    bench.writer.copy_into(&mut new, bench.version, bench.now);
+    assert_eq!(new.counts().items as usize, all);
+    let mut from = Some(0);
+    let mut seen = Vec::new();
+    for step in 0.. {
+        let Some(hash) = from else { break };
+        let writer = if step % 2 == 0 { &bench.writer } else { &new };
+        from = writer.walk(hash, 10, bench.now, &mut |walked| {
+            if let WalkItem::Item { key, .. } = walked {
+                seen.push(key.to_vec());
+            }
+        });
+    }
+    let visits = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!((visits, seen.len()), (all, all));
+}
+
+#[test]
 fn warm_up_stops_at_a_full_memory_and_reads_do_not() {
     let mut bench = Bench::new(Geometry::new(256 << 10, 0), Backed::Disk);
     let mut declined = None;

@@ -290,12 +290,18 @@ impl Writer {
                 if word == 0 {
                     continue;
                 }
-                let hash = || slot::mark_hash(word, bucket, self.geometry.buckets());
+                // A walk goes on in a successor of other buckets: then its first bucket holds what was visited before.
+                let is_new = |hash: u64| bucket > first || hash >= from_hash;
+                let hash = slot::mark_hash(word, bucket, self.geometry.buckets());
                 match slot::kind(word) {
-                    Slot::Disk => visit(WalkItem::DiskMark { hash: hash() }),
-                    Slot::Ask => visit(WalkItem::AskMark { hash: hash() }),
+                    Slot::Disk if is_new(hash) => visit(WalkItem::DiskMark { hash }),
+                    Slot::Ask if is_new(hash) => visit(WalkItem::AskMark { hash }),
+                    Slot::Disk | Slot::Ask => {}
                     Slot::At(ring, position) => {
                         let at = At { ring, position };
+                        if !self.with_key(at, |key| is_new(crate::hash_key(self.seed, key))) {
+                            continue;
+                        }
                         let (front, count) = self.front(at);
                         bytes.clear();
                         self.words.copy_out(self.at(at) + front.head.head_words(), count, &mut bytes);
