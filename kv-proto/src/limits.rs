@@ -14,7 +14,7 @@ pub const VALUE_BYTES_MAX: usize = 16 << 20;
 pub const TAGS_MAX: usize = 8;
 /// Longest tag, in bytes; the shortest is 1. Beyond: `TooLarge`.
 pub const TAG_BYTES_MAX: usize = 64;
-/// Longest name of a cache, in bytes: `[a-z0-9._-]`, starting with a letter or digit. Beyond: `Config`.
+/// Longest name of a cache, in bytes: `[a-z0-9._-]`, starting with a letter or digit. Beyond: `Invalid`.
 pub const CACHE_NAME_BYTES_MAX: usize = 64;
 /// Most caches created by their first write. Beyond: `UnknownCache`, saying to declare it.
 pub const CACHES_ON_DEMAND_MAX: usize = 64;
