@@ -77,35 +77,26 @@ impl Writer {
         look(&bytes[skip..])
     }
 
+    /// The slot of a key, its content booked out; a free one for a key that has none.
+    fn slot_for(&mut self, version: Version, hash: u64, key: &[u8]) -> Place {
+        if let Some(place) = self.find_slot(hash, key) {
+            self.leave(self.slot(place));
+            return place;
+        }
+        let place = self.free_slot(version, hash);
+        self.hits.set(place, 0);
+        place
+    }
+
     /// Lets the slot of a key point at an item.
     pub(super) fn swing(&mut self, version: Version, hash: u64, key: &[u8], at: At) {
-        let place = match self.find_slot(hash, key) {
-            Some(place) => {
-                self.leave(self.slot(place));
-                place
-            }
-            None => {
-                let place = self.free_slot(version, hash);
-                self.hits.set(place, 0);
-                place
-            }
-        };
+        let place = self.slot_for(version, hash, key);
         self.items[at.ring as usize] += 1;
         self.store_slot(place, slot::at(at.ring, hash, at.position));
     }
 
     pub(super) fn put_mark(&mut self, version: Version, hash: u64, key: &[u8], mark: Mark) {
-        let place = match self.find_slot(hash, key) {
-            Some(place) => {
-                self.leave(self.slot(place));
-                place
-            }
-            None => {
-                let place = self.free_slot(version, hash);
-                self.hits.set(place, 0);
-                place
-            }
-        };
+        let place = self.slot_for(version, hash, key);
         self.enter_mark(place, hash, mark);
     }
 
