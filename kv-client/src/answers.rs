@@ -4,8 +4,11 @@
 
 use std::time::Duration;
 
-use kv_proto::Version;
+use kv_proto::segment::{self, Meta};
 use kv_proto::wire::{self, Durability, Freshness};
+use kv_proto::{BootMs, Version};
+
+use crate::shared::Parts;
 
 /// An item with all that is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,29 @@ impl Entry {
             stale_for: Duration::from_millis(entry.stale_for_ms),
             load_cost: Duration::from_millis(u64::from(entry.load_cost_ms)),
             tags: entry.tags.iter().map(|tag| tag.0.to_vec()).collect(),
+        })
+    }
+}
+
+impl Entry {
+    /// An item read from shared memory at `now`.
+    pub(crate) fn from_shared(meta: &Meta, buffer: &[u8], now: BootMs, parts: Parts) -> Option<Entry> {
+        let freshness = match meta.freshness {
+            segment::Freshness::Fresh => Freshness::Fresh,
+            segment::Freshness::Stale => Freshness::Stale,
+            segment::Freshness::Gone => return None,
+        };
+        let value = meta.value(buffer);
+        Some(Entry {
+            value: if parts == Parts::All { value.to_vec() } else { Vec::new() },
+            value_bytes: u32::try_from(value.len()).unwrap_or(u32::MAX),
+            version: meta.version,
+            freshness,
+            age: Duration::from_millis(u64::try_from(now.saturating_sub(meta.created)).unwrap_or(0)),
+            expires_in_ms: meta.expires.map(|expires| expires.saturating_sub(now)),
+            stale_for: Duration::from_millis(meta.stale_for_ms),
+            load_cost: Duration::from_millis(u64::from(meta.load_cost_ms)),
+            tags: meta.tags(buffer).map(<[u8]>::to_vec).collect(),
         })
     }
 }
@@ -190,5 +216,128 @@ impl Metric {
         let labels =
             metric.labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         Metric { name: metric.name.to_owned(), labels, value: metric.value }
+    }
+}
+
+/// How reads of a cache travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadPath {
+    /// Through shared memory; single reads may still have to ask.
+    Shared,
+    /// Each is a request.
+    Socket {
+        /// Why.
+        because: String,
+    },
+}
+
+impl ReadPath {
+    /// Whether reads go through shared memory.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.because().is_none()
+    }
+
+    /// Why each read is a request; `None`: it is not.
+    #[must_use]
+    pub fn because(&self) -> Option<&str> {
+        match self {
+            ReadPath::Shared => None,
+            ReadPath::Socket { because } => Some(because),
+        }
+    }
+}
+
+impl std::fmt::Display for ReadPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ReadPath::Shared => f.write_str("shared"),
+            ReadPath::Socket { because } => write!(f, "socket: {because}"),
+        }
+    }
+}
+
+/// What a client counted, of itself alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientStats {
+    /// By cache, those it was asked for.
+    pub caches: Vec<CacheStats>,
+}
+
+/// What a client counted about one cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// The cache.
+    pub name: String,
+    /// How it is read now.
+    pub path: ReadPath,
+    /// Items found without asking. Threads that share a counter may lose one now and then.
+    pub shared_hits: u64,
+    /// Keys known, without asking, not to be there.
+    pub shared_misses: u64,
+    /// Reads that had to ask, by reason.
+    pub fallbacks: Fallbacks,
+}
+
+/// Reads that could not be answered from shared memory, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Fallbacks {
+    /// There was no segment: see [`ReadPath::Socket`].
+    pub not_attached: u64,
+    /// On disk, or too large for the rings.
+    pub not_resident: u64,
+    /// The index did not know: it had forgotten a key of that bucket, or not all keys on disk were enumerated yet.
+    pub forgotten: u64,
+    /// The writer overtook the read too often.
+    pub lapped: u64,
+    /// The daemon had stopped, gave no sign of life, or had replaced the segment.
+    pub not_live: u64,
+}
+
+/// A connection as the daemon lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientInfo {
+    /// Names it within this run of the daemon.
+    pub id: u64,
+    /// What the client calls itself.
+    pub name: String,
+    /// Its user, when it connected.
+    pub uid: u32,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// How long it has been connected.
+    pub connected: Duration,
+    /// How long ago it last asked something.
+    pub idle: Duration,
+    /// Requests it has made.
+    pub requests: u64,
+    /// How it reads each cache that it told about: cache, reads without a request, path.
+    pub paths: Vec<(String, u64, ReadPath)>,
+}
+
+impl ClientInfo {
+    pub(crate) fn from_wire(info: &wire::ClientInfo<'_>) -> ClientInfo {
+        let path = |path: &wire::ReadPath<'_>| {
+            let read = match path.socket_because {
+                None => ReadPath::Shared,
+                Some(because) => ReadPath::Socket { because: because.to_owned() },
+            };
+            (path.cache.to_owned(), path.shared_reads, read)
+        };
+        ClientInfo {
+            id: info.id,
+            name: info.name.to_owned(),
+            uid: info.uid,
+            pid: info.pid,
+            connected: Duration::from_millis(info.connected_ms),
+            idle: Duration::from_millis(info.idle_ms),
+            requests: info.requests,
+            paths: info.paths.iter().map(path).collect(),
+        }
     }
 }

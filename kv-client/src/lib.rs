@@ -42,8 +42,12 @@ mod options;
 pub mod places;
 mod retry;
 mod scanning;
+mod shared;
 
-pub use answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+pub use answers::{
+    CacheInfo, CacheStats, ClientInfo, ClientStats, Committed, Entry, Fallbacks, Life, Metric, Page,
+    PutOutcome, ReadPath,
+};
 #[cfg(feature = "tokio")]
 pub use asynchronous::{Admin, Cache, Client, Scan};
 pub use batch::Batch;

@@ -12,7 +12,7 @@ use kv_proto::wire::{
     encode_into,
 };
 
-use crate::answers::{CacheInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+use crate::answers::{CacheInfo, ClientInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
 use crate::options::{Initial, PutOptions, Sliding, Ttl, life_ms, stretch_ms};
@@ -99,6 +99,37 @@ pub(crate) fn caches() -> Call<Vec<CacheInfo>> {
         Response::Caches(caches) => Ok(caches.iter().map(CacheInfo::from_wire).collect()),
         other => Err(unexpected("caches", &other)),
     })
+}
+
+/// The connections.
+pub(crate) fn clients() -> Call<Vec<ClientInfo>> {
+    Call::new(Request::Clients, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Clients(clients) => Ok(clients.iter().map(ClientInfo::from_wire).collect()),
+        other => Err(unexpected("clients", &other)),
+    })
+}
+
+/// The descriptors of a cache's segment; they come beside the answer.
+pub(crate) fn attach(cache: &str) -> Result<Sending> {
+    check_cache(cache)?;
+    Ok(Call::new(Request::Attach { cache }, Lane::Waits, Repeat::Harmless, read_done).sending)
+}
+
+/// What was read without asking.
+pub(crate) struct SharedReads {
+    pub(crate) segment: u64,
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    pub(crate) places: Vec<u32>,
+}
+
+/// A report of reads. Sent twice it would count twice, so a lost one is lost.
+pub(crate) fn hits(cache: &str, reads: SharedReads, socket_because: Option<&str>) -> Result<Sending> {
+    check_cache(cache)?;
+    let SharedReads { segment, hits, misses, places } = reads;
+    let frame_bytes = 128 + 5 * places.len();
+    let request = Request::Hits { cache, segment, hits, misses, places, socket_because };
+    Ok(Call::sized(request, frame_bytes, 0, Lane::Reads, Repeat::Never, read_done).sending)
 }
 
 pub(crate) fn get(cache: &str, key: &[u8], sliding: Option<Sliding>) -> Result<Call<Option<Vec<u8>>>> {

@@ -55,6 +55,7 @@ pub(crate) struct Settings {
     pub(crate) retry: RetryPolicy,
     pub(crate) restart_grace: Duration,
     pub(crate) idle_connections_max: usize,
+    pub(crate) shared_memory: bool,
 }
 
 /// Makes a client: `Builder<blocking::Client>` the blocking one, `Builder<Client>` the async one.
@@ -71,6 +72,7 @@ pub(crate) struct Settings {
 ///     .restart_grace(Duration::from_secs(3))
 ///     .retry(RetryPolicy { sends_max: 3, ..RetryPolicy::default() })
 ///     .idle_connections_max(4)
+///     .shared_memory(true)
 ///     .build()?;
 /// client.ping()?;
 /// # Ok::<(), kv_client::Error>(())
@@ -97,6 +99,7 @@ impl<C> Builder<C> {
             retry: RetryPolicy::default(),
             restart_grace: limits::RESTART_GRACE_DEFAULT,
             idle_connections_max: limits::IDLE_CONNECTIONS_MAX,
+            shared_memory: true,
         };
         Builder { settings, makes: PhantomData }
     }
@@ -135,6 +138,12 @@ impl<C> Builder<C> {
     /// unless said. After that calls fail at once until it is back.
     pub fn restart_grace(mut self, grace: Duration) -> Self {
         self.settings.restart_grace = grace;
+        self
+    }
+
+    /// Whether caches are read through shared memory where the daemon allows it; yes unless said.
+    pub fn shared_memory(mut self, shared: bool) -> Self {
+        self.settings.shared_memory = shared;
         self
     }
 

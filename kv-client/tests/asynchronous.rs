@@ -10,7 +10,7 @@ use fake::{Fake, Fault};
 use kv_client::{Client, Error, ErrorKind, PutOptions, PutOutcome, RetryAdvice};
 
 async fn client(fake: &Fake) -> Client {
-    Client::builder().socket(fake.socket()).build().await.expect("the daemon is there")
+    Client::builder().socket(fake.socket()).shared_memory(false).build().await.expect("the daemon is there")
 }
 
 #[tokio::test]
@@ -69,7 +69,13 @@ async fn the_first_request_after_a_restart_succeeds() {
 async fn a_daemon_that_stays_away_is_waited_for_once() {
     let mut fake = Fake::start();
     let grace = Duration::from_millis(200);
-    let client = Client::builder().socket(fake.socket()).restart_grace(grace).build().await.unwrap();
+    let client = Client::builder()
+        .socket(fake.socket())
+        .shared_memory(false)
+        .restart_grace(grace)
+        .build()
+        .await
+        .unwrap();
     fake.kill();
     let begun = Instant::now();
     let error = client.ping().await.unwrap_err();
@@ -154,7 +160,13 @@ async fn a_dropped_future_leaves_the_stream_in_order() {
 async fn every_wait_ends_at_the_deadline_and_a_silent_daemon_is_left() {
     let fake = Fake::start();
     let timeout = Duration::from_millis(150);
-    let client = Client::builder().socket(fake.socket()).op_timeout(timeout).build().await.unwrap();
+    let client = Client::builder()
+        .socket(fake.socket())
+        .shared_memory(false)
+        .op_timeout(timeout)
+        .build()
+        .await
+        .unwrap();
     for fault in [Fault::Nothing, Fault::HalfThenNothing] {
         fake.fail_next([fault]);
         let begun = Instant::now();
@@ -196,7 +208,7 @@ async fn answers_that_are_none_end_the_connection_and_nothing_else() {
 #[test]
 fn a_client_outlives_the_runtime_that_used_it_first() {
     let fake = Fake::start();
-    let client = Client::builder().socket(fake.socket()).build_lazy();
+    let client = Client::builder().socket(fake.socket()).shared_memory(false).build_lazy();
     for n in 0..3 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

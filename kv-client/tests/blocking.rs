@@ -9,7 +9,7 @@ use kv_client::blocking::Client;
 use kv_client::{Error, ErrorKind, PutOptions, PutOutcome, RetryAdvice, RetryPolicy};
 
 fn client(fake: &Fake) -> Client {
-    Client::builder().socket(fake.socket()).build().expect("the daemon is there")
+    Client::builder().socket(fake.socket()).shared_memory(false).build().expect("the daemon is there")
 }
 
 #[test]
@@ -75,7 +75,8 @@ fn a_call_waits_for_a_daemon_that_comes_back() {
 fn a_daemon_that_stays_away_is_waited_for_once() {
     let mut fake = Fake::start();
     let grace = Duration::from_millis(200);
-    let client = Client::builder().socket(fake.socket()).restart_grace(grace).build().unwrap();
+    let client =
+        Client::builder().socket(fake.socket()).shared_memory(false).restart_grace(grace).build().unwrap();
     fake.kill();
     let begun = Instant::now();
     let error = client.ping().unwrap_err();
@@ -160,7 +161,8 @@ fn a_commit_is_repeated_only_if_it_changes_a_version_it_insists_on() {
 fn every_wait_ends_at_the_deadline() {
     let fake = Fake::start();
     let timeout = Duration::from_millis(150);
-    let client = Client::builder().socket(fake.socket()).op_timeout(timeout).build().unwrap();
+    let client =
+        Client::builder().socket(fake.socket()).shared_memory(false).op_timeout(timeout).build().unwrap();
     for fault in [Fault::Nothing, Fault::HalfThenNothing] {
         fake.fail_next([fault]);
         let begun = Instant::now();
@@ -258,11 +260,16 @@ fn a_scan_goes_on_where_the_last_page_ended() {
 fn a_daemon_that_says_no_is_believed_at_once() {
     let fake = Fake::start();
     fake.refuse_hello(Some(ErrorKind::Denied));
-    let error = Client::builder().socket(fake.socket()).build().unwrap_err();
+    let error = Client::builder().socket(fake.socket()).shared_memory(false).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
     assert!(!error.is_retryable());
     fake.refuse_hello(Some(ErrorKind::Unavailable));
-    let error = Client::builder().socket(fake.socket()).retry(RetryPolicy::never()).build().unwrap_err();
+    let error = Client::builder()
+        .socket(fake.socket())
+        .shared_memory(false)
+        .retry(RetryPolicy::never())
+        .build()
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.is_retryable());
 }

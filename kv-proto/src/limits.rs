@@ -49,6 +49,10 @@ pub const FRAME_OVERHEAD_MAX: usize = 4_096;
 pub const HELLO_BYTES_MAX: usize = 4_096;
 /// Longest name a client gives itself, in bytes. Beyond: cut.
 pub const CLIENT_NAME_BYTES_MAX: usize = 64;
+/// Most slots a client tells at once that it has read. Beyond: the rest is not told.
+pub const HITS_PLACES_MAX: usize = 4_096;
+/// Longest reason a client gives for reading over the socket, in bytes. Beyond: cut.
+pub const PATH_REASON_BYTES_MAX: usize = 256;
 /// Longest message in an error, in bytes. Beyond: cut.
 pub const ERROR_MESSAGE_BYTES_MAX: usize = 1_024;
 /// Longest path a Unix socket can have, in bytes without the closing zero (`sun_path` is 108).

@@ -3,9 +3,9 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Check, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry, Freshness,
-    Hello, Item, Metric, PROTOCOL_MAGIC, PutOptions, Request, Response, ScanItem, Scope, Sliding, Want,
-    Welcome, WireError, Write,
+    Bytes, CacheInfo, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry,
+    Freshness, Hello, Item, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request, Response, ScanItem, Scope,
+    Sliding, Want, Welcome, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,19 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("stats", Request::Stats),
         ("caches", Request::Caches),
         ("sync", Request::Sync),
+        ("attach", Request::Attach { cache }),
+        (
+            "hits",
+            Request::Hits {
+                cache,
+                segment: 300,
+                hits: 5,
+                misses: 6,
+                places: vec![1, 300],
+                socket_because: Some("w"),
+            },
+        ),
+        ("clients", Request::Clients),
     ]
 }
 
@@ -124,6 +137,16 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         durability: Durability::Behind,
     };
     let error = WireError { kind: ErrorKind::TooLarge, message: "m", maybe_applied: true, retry_after_ms: 7 };
+    let client = ClientInfo {
+        id: 1,
+        name: "n",
+        uid: 2,
+        pid: 3,
+        connected_ms: 4,
+        idle_ms: 5,
+        requests: 6,
+        paths: vec![ReadPath { cache: "c", shared_reads: 7, socket_because: None }],
+    };
     vec![
         ("done", Response::Done),
         ("missing", Response::Missing),
@@ -139,6 +162,8 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("metrics", Response::Metrics(vec![Metric { name: "n", labels: vec![("a", "b")], value: 1.5 }])),
         ("caches", Response::Caches(vec![info])),
         ("error", Response::Error(error)),
+        ("attached", Response::Attached { segment: 300 }),
+        ("clients", Response::Clients(vec![client])),
     ]
 }
 
@@ -171,6 +196,9 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request stats", "02000000000d"),
     ("request caches", "02000000000e"),
     ("request sync", "02000000000f"),
+    ("request attach", "0400000000100163"),
+    ("request hits", "0f00000000110163ac0205060201ac02010177"),
+    ("request clients", "020000000012"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -185,6 +213,8 @@ const GOLDEN: &[(&str, &str)] = &[
     ("response metrics", "110000000b01016e0101610162000000000000f83f"),
     ("response caches", "0d0000000c010163010102030400010501"),
     ("response error", "060000000d05016d0107"),
+    ("response attached", "030000000eac02"),
+    ("response clients", "0f0000000f0101016e02030405060101630700"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

@@ -81,7 +81,7 @@ struct Calls(Arc<Engine>);
 
 impl Direct for Calls {
     fn call(&self, frame: &[u8], answer: &mut Vec<u8>, deadline: Instant) {
-        thread_local!(static SESSION: std::cell::RefCell<Session> = std::cell::RefCell::new(Session::new()));
+        thread_local!(static SESSION: std::cell::RefCell<Session> = std::cell::RefCell::new(Session::of_process()));
         let envelope: Envelope<'_> = decode(frame).expect("our own client encodes what we decode");
         let applied = SESSION.with_borrow_mut(|session| self.0.apply(session, &envelope.request, answer));
         if let Some(number) = applied.durable

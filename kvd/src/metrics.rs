@@ -58,6 +58,9 @@ labels! {
         Stats => "stats", "[`Request::Stats`].";
         Caches => "caches", "[`Request::Caches`].";
         Sync => "sync", "[`Request::Sync`].";
+        Attach => "attach", "[`Request::Attach`].";
+        Hits => "hits", "[`Request::Hits`].";
+        Clients => "clients", "[`Request::Clients`].";
     }
 }
 
@@ -102,6 +105,9 @@ impl Operation {
             Request::Stats => Operation::Stats,
             Request::Caches => Operation::Caches,
             Request::Sync => Operation::Sync,
+            Request::Attach { .. } => Operation::Attach,
+            Request::Hits { .. } => Operation::Hits,
+            Request::Clients => Operation::Clients,
         }
     }
 }

@@ -108,6 +108,12 @@ pub fn show_duration(duration: Duration) -> String {
     if rest == 0 { format!("{count}{}", large.1) } else { format!("{count}{}{rest}{}", large.1, small.1) }
 }
 
+/// The longest beginning of `text` that has at most `bytes_max` bytes and ends at a character.
+pub(crate) fn cut_text(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
-use kv_proto::wire::{Effect, Scope};
+use kv_proto::wire::{Effect, Freshness, Response, Scope};
 
 use super::client::Client;
 use super::scan::Scan;
@@ -15,26 +15,27 @@ use crate::answers::{Committed, Entry, Life, PutOutcome};
 use crate::batch::BatchData;
 use crate::error::Result;
 use crate::many::GetMany;
-use crate::ops;
+use crate::ops::{self, Call};
 use crate::options::{Initial, PutOptions, Sliding, Ttl};
+use crate::shared::{Parts, Seat, give_back, scratch};
 
 /// One cache: a named space of keys with its own budget, lives and durability. Cheap to clone. Keys are 1 to 1,024 bytes,
 /// values up to what the daemon takes (1 MiB unless configured).
 #[derive(Debug, Clone)]
 pub struct Cache {
     client: Client,
-    name: Arc<str>,
+    seat: Arc<Seat>,
 }
 
 impl Cache {
-    pub(super) fn new(client: Client, name: &str) -> Cache {
-        Cache { client, name: name.into() }
+    pub(super) fn new(client: Client, seat: Arc<Seat>) -> Cache {
+        Cache { client, seat }
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.seat.name()
     }
 
     /// The value of a key, if it is there and fresh.
@@ -55,7 +56,12 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::get(&self.name, key.as_ref(), None)?).await
+        let key = key.as_ref();
+        let mut value = Vec::new();
+        match self.value(key, &mut value) {
+            Some(found) => Ok(found.then_some(value)),
+            None => self.ask(ops::get(self.name(), key, None)?).await,
+        }
     }
 
     /// As `get`, and if less than `sliding.below` of its life is left, the item gets `sliding.ttl` from now: for
@@ -79,7 +85,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get_sliding(&self, key: impl AsRef<[u8]>, sliding: Sliding) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::get(&self.name, key.as_ref(), Some(sliding))?).await
+        self.call(ops::get(self.name(), key.as_ref(), Some(sliding))?).await
     }
 
     /// The value with all that is known about it; stale items too.
@@ -101,7 +107,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        self.client.call(ops::get_entry(&self.name, key.as_ref())?).await
+        let key = key.as_ref();
+        match self.entry(key, Parts::All) {
+            Some(entry) => Ok(entry),
+            None => self.ask(ops::get_entry(self.name(), key)?).await,
+        }
     }
 
     /// As `get`, into a buffer that is used again: whether there was an item. The buffer is emptied first.
@@ -123,13 +133,42 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get_into(&self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool> {
+        let key = key.as_ref();
         value.clear();
-        let sending = ops::get_sending(&self.name, key.as_ref(), None)?;
-        let found = self
-            .client
-            .call_with(sending, |response| ops::read_value(response, |bytes| value.extend_from_slice(bytes)))
-            .await?;
-        Ok(found.is_some())
+        if let Some(found) = self.value(key, value) {
+            return Ok(found);
+        }
+        let sending = ops::get_sending(self.name(), key, None)?;
+        let read = |response: Response<'_>| ops::read_value(response, |bytes| value.extend_from_slice(bytes));
+        Ok(self.client.ask(&self.seat, sending, read).await?.is_some())
+    }
+
+    /// As `get`, for a value that is only looked at: `read` gets it in a buffer that is used again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None).await?;
+    /// let letters = cache.get_with("42", |value| value.len()).await?;
+    /// assert_eq!(letters, Some(6));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn get_with<T>(
+        &self,
+        key: impl AsRef<[u8]>,
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>> {
+        let mut value = scratch();
+        let answer = self.get_into(key, &mut value).await.map(|found| found.then(|| read(&value)));
+        give_back(value);
+        answer
     }
 
     /// The values of many keys, in their order, all of one moment.
@@ -151,9 +190,14 @@ impl Cache {
     /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the cache changes too fast for so many keys at one moment;
     /// see also [`Error`](crate::Error).
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
-        let mut many = GetMany::new(&self.name, keys)?;
+        let mut is_due = false;
+        if let Some(values) = self.seat.values(keys, &mut is_due) {
+            self.tell(is_due);
+            return Ok(values);
+        }
+        let mut many = GetMany::new(self.name(), keys)?;
         while let Some(sending) = many.next() {
-            self.client.call_with(sending, |response| many.answered(response)).await?;
+            self.client.ask(&self.seat, sending, |response| many.answered(response)).await?;
         }
         Ok(many.values())
     }
@@ -175,7 +219,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.client.call(ops::contains(&self.name, key.as_ref())?).await
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry.is_some_and(|entry| entry.freshness == Freshness::Fresh)),
+            None => self.ask(ops::contains(self.name(), key)?).await,
+        }
     }
 
     /// All that is known about an item but its value; stale ones too.
@@ -197,7 +245,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn describe(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        self.client.call(ops::describe(&self.name, key.as_ref())?).await
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry),
+            None => self.ask(ops::describe(self.name(), key)?).await,
+        }
     }
 
     /// How long an item still lives; `None`: there is none.
@@ -217,7 +269,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Option<Life>> {
-        self.client.call(ops::ttl(&self.name, key.as_ref())?).await
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry.map(|entry| entry.life())),
+            None => self.ask(ops::ttl(self.name(), key)?).await,
+        }
     }
 
     /// Puts an item with this life, or the cache's default; its version.
@@ -245,7 +301,7 @@ impl Cache {
         ttl: impl Into<Option<Duration>>,
     ) -> Result<Version> {
         let options = PutOptions { ttl: ttl.into(), ..PutOptions::default() };
-        self.client.call(ops::put_always(&self.name, key.as_ref(), value.as_ref(), &options)?).await
+        self.call(ops::put_always(self.name(), key.as_ref(), value.as_ref(), &options)?).await
     }
 
     /// Puts an item in any way there is.
@@ -273,7 +329,7 @@ impl Cache {
         value: impl AsRef<[u8]>,
         options: impl Borrow<PutOptions>,
     ) -> Result<PutOutcome> {
-        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options.borrow())?).await
+        self.call(ops::put(self.name(), key.as_ref(), value.as_ref(), options.borrow())?).await
     }
 
     /// Puts many items, all or none: at most 1,024, and 4 MiB of keys and values.
@@ -297,8 +353,8 @@ impl Cache {
         items: impl IntoIterator<Item = (K, V)>,
         ttl: impl Into<Option<Duration>>,
     ) -> Result<Committed> {
-        let batch = BatchData::puts(&self.name, items, ttl.into());
-        self.client.call(ops::commit(&batch)?).await
+        let batch = BatchData::puts(self.name(), items, ttl.into());
+        self.call(ops::commit(&batch)?).await
     }
 
     /// Gives an item another life; its new version, `None`: there is none.
@@ -323,7 +379,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn expire(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Option<Version>> {
-        self.client.call(ops::expire(&self.name, key.as_ref(), ttl)?).await
+        self.call(ops::expire(self.name(), key.as_ref(), ttl)?).await
     }
 
     /// Deletes an item: whether there was one.
@@ -344,7 +400,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.client.call(ops::delete(&self.name, key.as_ref())?).await
+        self.call(ops::delete(self.name(), key.as_ref())?).await
     }
 
     /// Deletes many items, all in one commit: how many there were. At most 1,024.
@@ -364,8 +420,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
-        let batch = BatchData::deletes(&self.name, keys);
-        Ok(self.client.call(ops::commit(&batch)?).await?.changed)
+        let batch = BatchData::deletes(self.name(), keys);
+        Ok(self.call(ops::commit(&batch)?).await?.changed)
     }
 
     /// Reads and deletes in one: of several callers one gets it.
@@ -386,7 +442,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn take(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::take(&self.name, key.as_ref())?).await
+        self.call(ops::take(self.name(), key.as_ref())?).await
     }
 
     /// Adds to a counter; its new value. Where there is none it begins at `initial.value`, *instead of* adding.
@@ -408,7 +464,7 @@ impl Cache {
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the item is no number; see also [`Error`](crate::Error).
     pub async fn increment(&self, key: impl AsRef<[u8]>, by: i64, initial: Initial) -> Result<i64> {
-        self.client.call(ops::increment(&self.name, key.as_ref(), by, initial)?).await
+        self.call(ops::increment(self.name(), key.as_ref(), by, initial)?).await
     }
 
     /// Makes all items of the cache gone or stale.
@@ -429,7 +485,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear(&self, effect: Effect) -> Result<Version> {
-        self.client.call(ops::clear(Scope::Cache(&self.name), effect)?).await
+        self.call(ops::clear(Scope::Cache(self.name()), effect)?).await
     }
 
     /// Makes the items of the cache with this tag gone or stale.
@@ -451,8 +507,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Tag { cache: Some(&self.name), tag: tag.as_ref() };
-        self.client.call(ops::clear(scope, effect)?).await
+        let scope = Scope::Tag { cache: Some(self.name()), tag: tag.as_ref() };
+        self.call(ops::clear(scope, effect)?).await
     }
 
     /// Makes the items of the cache whose keys start so gone or stale.
@@ -473,8 +529,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_prefix(&self, prefix: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Prefix { cache: &self.name, prefix: prefix.as_ref() };
-        self.client.call(ops::clear(scope, effect)?).await
+        let scope = Scope::Prefix { cache: self.name(), prefix: prefix.as_ref() };
+        self.call(ops::clear(scope, effect)?).await
     }
 
     /// Removes the cache and all its items.
@@ -494,7 +550,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn drop_cache(&self) -> Result<Version> {
-        self.client.call(ops::drop_cache(&self.name)?).await
+        self.call(ops::drop_cache(self.name())?).await
     }
 
     /// Scans the keys that start so, page by page.
@@ -515,6 +571,39 @@ impl Cache {
     /// # }
     /// ```
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
-        Scan::new(self.client.clone(), &self.name, prefix.as_ref())
+        Scan::new(self.client.clone(), self.name(), prefix.as_ref())
+    }
+
+    /// Reads shared memory; `None`: ask.
+    #[inline]
+    fn value(&self, key: &[u8], value: &mut Vec<u8>) -> Option<bool> {
+        let mut is_due = false;
+        let found = self.seat.value(key, value, &mut is_due);
+        self.tell(is_due);
+        found
+    }
+
+    fn entry(&self, key: &[u8], parts: Parts) -> Option<Option<Entry>> {
+        let mut is_due = false;
+        let entry = self.seat.entry(key, parts, &mut is_due);
+        self.tell(is_due);
+        entry
+    }
+
+    #[inline]
+    fn tell(&self, is_due: bool) {
+        if is_due {
+            self.client.tell(&self.seat);
+        }
+    }
+
+    /// A read that shared memory could not answer.
+    async fn ask<T>(&self, call: Call<T>) -> Result<T> {
+        self.client.ask(&self.seat, call.sending, call.read).await
+    }
+
+    async fn call<T>(&self, call: Call<T>) -> Result<T> {
+        self.client.tell_along(&self.seat);
+        self.client.call(call).await
     }
 }

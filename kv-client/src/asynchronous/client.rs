@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout_at};
 use super::cache::Cache;
 use super::link::Link;
 use super::pipe::Lane;
-use crate::answers::{CacheInfo, Committed, Metric};
+use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
@@ -23,6 +23,7 @@ use crate::lock::Lock;
 use crate::ops::{self, Call, Sending};
 use crate::options::{Builder, Settings};
 use crate::retry::{Attempts, Failure, Outage, Step};
+use crate::shared::{Seat, Seats};
 
 /// An async client: cheap to clone, shared by tasks, safe across `fork`. It needs a tokio runtime with I/O and time, and
 /// its connections live on the runtime that first used them.
@@ -49,6 +50,7 @@ pub struct Client {
 struct Shared {
     settings: Settings,
     lanes: Generation<Lanes>,
+    seats: Seats,
 }
 
 /// The connections of one process.
@@ -106,7 +108,11 @@ impl Builder<Client> {
     #[must_use]
     pub fn build_lazy(self) -> Client {
         let op_timeout = self.settings.op_timeout;
-        let shared = Shared { settings: self.settings, lanes: Generation::new(Lanes::default()) };
+        let shared = Shared {
+            settings: self.settings,
+            lanes: Generation::new(Lanes::default()),
+            seats: Seats::default(),
+        };
         Client { shared: Arc::new(shared), op_timeout }
     }
 }
@@ -173,7 +179,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn cache(&self, name: &str) -> Cache {
-        Cache::new(self.clone(), name)
+        Cache::new(self.clone(), self.shared.seats.at(name))
     }
 
     /// Begins a batch: checks and writes that happen together or not at all.
@@ -270,6 +276,25 @@ impl Client {
         self.call(ops::sync()).await
     }
 
+    /// What this client has counted itself: how each cache is read, and how often that had to ask.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let products = client.cache("product");
+    /// products.put("42", "rocket", None).await?;
+    /// assert!(products.get("42").await?.is_some());
+    /// assert_eq!(client.stats().caches[0].name, "product");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        ClientStats { caches: self.shared.seats.stats() }
+    }
+
     /// What the command line asks for.
     ///
     /// ```
@@ -286,6 +311,47 @@ impl Client {
         Admin { client: self.clone() }
     }
 
+    /// As `call_with`, for a read that shared memory could not answer: tells what was read there, and maps the cache's
+    /// segment afterwards if there is none.
+    pub(super) async fn ask<T>(
+        &self,
+        seat: &Arc<Seat>,
+        sending: Sending,
+        read: impl FnMut(Response<'_>) -> Result<T>,
+    ) -> Result<T> {
+        self.tell_along(seat);
+        let answer = self.call_with(sending, read).await?;
+        self.attach_if_wanted(seat);
+        Ok(answer)
+    }
+
+    /// Maps the segment beside the caller, who goes on over the socket until it is there.
+    fn attach_if_wanted(&self, seat: &Arc<Seat>) {
+        let shared = Arc::clone(&self.shared);
+        if let Some(claim) = seat.claim(&shared.settings) {
+            let seat = Arc::clone(seat);
+            drop(tokio::task::spawn_blocking(move || seat.attach(&shared.settings, claim)));
+        }
+    }
+
+    /// Tells what was read without asking, on its own.
+    pub(super) fn tell(&self, seat: &Seat) {
+        self.tell_now(seat.report());
+    }
+
+    /// Tells it in front of a request that is about to go the same way: one write takes both.
+    pub(super) fn tell_along(&self, seat: &Seat) {
+        self.tell_now(seat.report_along());
+    }
+
+    fn tell_now(&self, report: Option<Sending>) {
+        if let Some(report) = report {
+            let client = self.clone();
+            // It is worth little: when it cannot be told it is lost.
+            drop(tokio::spawn(async move { client.call_with(report, |_| Ok(())).await }));
+        }
+    }
+
     pub(super) async fn call<T>(&self, call: Call<T>) -> Result<T> {
         self.call_with(call.sending, call.read).await
     }
@@ -296,7 +362,7 @@ impl Client {
         sending: Sending,
         mut read: impl FnMut(Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Shared { settings, lanes } = &*self.shared;
+        let Shared { settings, lanes, .. } = &*self.shared;
         let lanes = lanes.here();
         let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
         loop {
@@ -445,6 +511,24 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn caches(&self) -> Result<Vec<CacheInfo>> {
         self.client.call(ops::caches()).await
+    }
+
+    /// The connections there are, and how each reads.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).name("mailer").build().await?;
+    /// assert!(client.admin().clients().await?.iter().any(|connection| connection.name == "mailer"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clients(&self) -> Result<Vec<ClientInfo>> {
+        self.client.call(ops::clients()).await
     }
 
     /// As [`Client::ping`].

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
-use kv_proto::wire::{Effect, Scope};
+use kv_proto::wire::{Effect, Freshness, Scope};
 
 use super::client::Client;
 use super::scan::Scan;
@@ -15,26 +15,27 @@ use crate::answers::{Committed, Entry, Life, PutOutcome};
 use crate::batch::BatchData;
 use crate::error::Result;
 use crate::many::GetMany;
-use crate::ops;
+use crate::ops::{self, Call};
 use crate::options::{Initial, PutOptions, Sliding, Ttl};
+use crate::shared::{Parts, Seat, give_back, scratch};
 
 /// One cache: a named space of keys with its own budget, lives and durability. Cheap to clone. Keys are 1 to 1,024 bytes,
 /// values up to what the daemon takes (1 MiB unless configured).
 #[derive(Debug, Clone)]
 pub struct Cache {
     client: Client,
-    name: Arc<str>,
+    seat: Arc<Seat>,
 }
 
 impl Cache {
-    pub(super) fn new(client: Client, name: &str) -> Cache {
-        Cache { client, name: name.into() }
+    pub(super) fn new(client: Client, seat: Arc<Seat>) -> Cache {
+        Cache { client, seat }
     }
 
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.seat.name()
     }
 
     /// The value of a key, if it is there and fresh.
@@ -52,7 +53,12 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::get(&self.name, key.as_ref(), None)?)
+        let key = key.as_ref();
+        let mut value = Vec::new();
+        match self.value(key, &mut value) {
+            Some(found) => Ok(found.then_some(value)),
+            None => self.ask(ops::get(self.name(), key, None)?),
+        }
     }
 
     /// As `get`, and if less than `sliding.below` of its life is left, the item gets `sliding.ttl` from now: for
@@ -73,7 +79,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn get_sliding(&self, key: impl AsRef<[u8]>, sliding: Sliding) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::get(&self.name, key.as_ref(), Some(sliding))?)
+        self.call(ops::get(self.name(), key.as_ref(), Some(sliding))?)
     }
 
     /// The value with all that is known about it; stale items too.
@@ -92,7 +98,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        self.client.call(ops::get_entry(&self.name, key.as_ref())?)
+        let key = key.as_ref();
+        match self.entry(key, Parts::All) {
+            Some(entry) => Ok(entry),
+            None => self.ask(ops::get_entry(self.name(), key)?),
+        }
     }
 
     /// As `get`, into a buffer that is used again: whether there was an item. The buffer is emptied first.
@@ -111,12 +121,37 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn get_into(&self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool> {
+        let key = key.as_ref();
         value.clear();
-        let sending = ops::get_sending(&self.name, key.as_ref(), None)?;
-        let found = self.client.call_with(&sending, |response| {
+        if let Some(found) = self.value(key, value) {
+            return Ok(found);
+        }
+        let sending = ops::get_sending(self.name(), key, None)?;
+        let found = self.client.ask(&self.seat, &sending, |response| {
             ops::read_value(response, |bytes| value.extend_from_slice(bytes))
         })?;
         Ok(found.is_some())
+    }
+
+    /// As `get`, for a value that is only looked at: `read` gets it in a buffer that is used again.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// cache.put("42", "rocket", None)?;
+    /// let letters = cache.get_with("42", |value| value.len())?;
+    /// assert_eq!(letters, Some(6));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn get_with<T>(&self, key: impl AsRef<[u8]>, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>> {
+        let mut value = scratch();
+        let answer = self.get_into(key, &mut value).map(|found| found.then(|| read(&value)));
+        give_back(value);
+        answer
     }
 
     /// The values of many keys, in their order, all of one moment.
@@ -135,9 +170,14 @@ impl Cache {
     /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the cache changes too fast for so many keys at one moment;
     /// see also [`Error`](crate::Error).
     pub fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
-        let mut many = GetMany::new(&self.name, keys)?;
+        let mut is_due = false;
+        if let Some(values) = self.seat.values(keys, &mut is_due) {
+            self.tell(is_due);
+            return Ok(values);
+        }
+        let mut many = GetMany::new(self.name(), keys)?;
         while let Some(sending) = many.next() {
-            self.client.call_with(&sending, |response| many.answered(response))?;
+            self.client.ask(&self.seat, &sending, |response| many.answered(response))?;
         }
         Ok(many.values())
     }
@@ -156,7 +196,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.client.call(ops::contains(&self.name, key.as_ref())?)
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry.is_some_and(|entry| entry.freshness == Freshness::Fresh)),
+            None => self.ask(ops::contains(self.name(), key)?),
+        }
     }
 
     /// All that is known about an item but its value; stale ones too.
@@ -175,7 +219,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn describe(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        self.client.call(ops::describe(&self.name, key.as_ref())?)
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry),
+            None => self.ask(ops::describe(self.name(), key)?),
+        }
     }
 
     /// How long an item still lives; `None`: there is none.
@@ -192,7 +240,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Option<Life>> {
-        self.client.call(ops::ttl(&self.name, key.as_ref())?)
+        let key = key.as_ref();
+        match self.entry(key, Parts::Description) {
+            Some(entry) => Ok(entry.map(|entry| entry.life())),
+            None => self.ask(ops::ttl(self.name(), key)?),
+        }
     }
 
     /// Puts an item with this life, or the cache's default; its version.
@@ -217,7 +269,7 @@ impl Cache {
         ttl: impl Into<Option<Duration>>,
     ) -> Result<Version> {
         let options = PutOptions { ttl: ttl.into(), ..PutOptions::default() };
-        self.client.call(ops::put_always(&self.name, key.as_ref(), value.as_ref(), &options)?)
+        self.call(ops::put_always(self.name(), key.as_ref(), value.as_ref(), &options)?)
     }
 
     /// Puts an item in any way there is.
@@ -242,7 +294,7 @@ impl Cache {
         value: impl AsRef<[u8]>,
         options: impl Borrow<PutOptions>,
     ) -> Result<PutOutcome> {
-        self.client.call(ops::put(&self.name, key.as_ref(), value.as_ref(), options.borrow())?)
+        self.call(ops::put(self.name(), key.as_ref(), value.as_ref(), options.borrow())?)
     }
 
     /// Puts many items, all or none: at most 1,024, and 4 MiB of keys and values.
@@ -263,8 +315,8 @@ impl Cache {
         items: impl IntoIterator<Item = (K, V)>,
         ttl: impl Into<Option<Duration>>,
     ) -> Result<Committed> {
-        let batch = BatchData::puts(&self.name, items, ttl.into());
-        self.client.call(ops::commit(&batch)?)
+        let batch = BatchData::puts(self.name(), items, ttl.into());
+        self.call(ops::commit(&batch)?)
     }
 
     /// Gives an item another life; its new version, `None`: there is none.
@@ -286,7 +338,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn expire(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Option<Version>> {
-        self.client.call(ops::expire(&self.name, key.as_ref(), ttl)?)
+        self.call(ops::expire(self.name(), key.as_ref(), ttl)?)
     }
 
     /// Deletes an item: whether there was one.
@@ -304,7 +356,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.client.call(ops::delete(&self.name, key.as_ref())?)
+        self.call(ops::delete(self.name(), key.as_ref())?)
     }
 
     /// Deletes many items, all in one commit: how many there were. At most 1,024.
@@ -321,8 +373,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
-        let batch = BatchData::deletes(&self.name, keys);
-        Ok(self.client.call(ops::commit(&batch)?)?.changed)
+        let batch = BatchData::deletes(self.name(), keys);
+        Ok(self.call(ops::commit(&batch)?)?.changed)
     }
 
     /// Reads and deletes in one: of several callers one gets it.
@@ -340,7 +392,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn take(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
-        self.client.call(ops::take(&self.name, key.as_ref())?)
+        self.call(ops::take(self.name(), key.as_ref())?)
     }
 
     /// Adds to a counter; its new value. Where there is none it begins at `initial.value`, *instead of* adding.
@@ -359,7 +411,7 @@ impl Cache {
     /// # Errors
     /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when the item is no number; see also [`Error`](crate::Error).
     pub fn increment(&self, key: impl AsRef<[u8]>, by: i64, initial: Initial) -> Result<i64> {
-        self.client.call(ops::increment(&self.name, key.as_ref(), by, initial)?)
+        self.call(ops::increment(self.name(), key.as_ref(), by, initial)?)
     }
 
     /// Makes all items of the cache gone or stale.
@@ -377,7 +429,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear(&self, effect: Effect) -> Result<Version> {
-        self.client.call(ops::clear(Scope::Cache(&self.name), effect)?)
+        self.call(ops::clear(Scope::Cache(self.name()), effect)?)
     }
 
     /// Makes the items of the cache with this tag gone or stale.
@@ -396,8 +448,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Tag { cache: Some(&self.name), tag: tag.as_ref() };
-        self.client.call(ops::clear(scope, effect)?)
+        let scope = Scope::Tag { cache: Some(self.name()), tag: tag.as_ref() };
+        self.call(ops::clear(scope, effect)?)
     }
 
     /// Makes the items of the cache whose keys start so gone or stale.
@@ -415,8 +467,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_prefix(&self, prefix: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Prefix { cache: &self.name, prefix: prefix.as_ref() };
-        self.client.call(ops::clear(scope, effect)?)
+        let scope = Scope::Prefix { cache: self.name(), prefix: prefix.as_ref() };
+        self.call(ops::clear(scope, effect)?)
     }
 
     /// Removes the cache and all its items.
@@ -433,7 +485,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn drop_cache(&self) -> Result<Version> {
-        self.client.call(ops::drop_cache(&self.name)?)
+        self.call(ops::drop_cache(self.name())?)
     }
 
     /// Scans the keys that start so, page by page.
@@ -450,6 +502,38 @@ impl Cache {
     /// # Ok::<(), kv_client::Error>(())
     /// ```
     pub fn scan(&self, prefix: impl AsRef<[u8]>) -> Scan {
-        Scan::new(self.client.clone(), &self.name, prefix.as_ref())
+        Scan::new(self.client.clone(), self.name(), prefix.as_ref())
+    }
+
+    /// Reads shared memory; `None`: ask.
+    #[inline]
+    fn value(&self, key: &[u8], value: &mut Vec<u8>) -> Option<bool> {
+        let mut is_due = false;
+        let found = self.seat.value(key, value, &mut is_due);
+        self.tell(is_due);
+        found
+    }
+
+    fn entry(&self, key: &[u8], parts: Parts) -> Option<Option<Entry>> {
+        let mut is_due = false;
+        let entry = self.seat.entry(key, parts, &mut is_due);
+        self.tell(is_due);
+        entry
+    }
+
+    #[inline]
+    fn tell(&self, is_due: bool) {
+        if is_due {
+            self.client.tell(&self.seat);
+        }
+    }
+
+    /// A read that shared memory could not answer.
+    fn ask<T>(&self, call: Call<T>) -> Result<T> {
+        self.client.ask(&self.seat, &call.sending, call.read)
+    }
+
+    fn call<T>(&self, call: Call<T>) -> Result<T> {
+        self.client.call_with(&call.sending, self.seat.report_along().as_ref(), call.read)
     }
 }

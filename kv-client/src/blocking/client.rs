@@ -13,7 +13,7 @@ use kv_proto::wire::{Effect, Response, Scope};
 use super::cache::Cache;
 use super::connection::Connection;
 use super::direct::{self, Direct};
-use crate::answers::{CacheInfo, Committed, Metric};
+use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
@@ -21,6 +21,10 @@ use crate::lock::Lock;
 use crate::ops::{self, Call, Sending};
 use crate::options::{Builder, Settings};
 use crate::retry::{Attempts, Failure, Outage, Step};
+use crate::shared::{Seat, Seats};
+
+/// How long a reader is held up at most, once a second, to tell what it read.
+const TELL_WITHIN: Duration = Duration::from_millis(20);
 
 /// A blocking client: cheap to clone, shared by threads, safe across `fork`.
 ///
@@ -43,6 +47,7 @@ pub struct Client {
 struct Shared {
     settings: Settings,
     pool: Generation<Pool>,
+    seats: Seats,
     /// An engine of this process; then the pool stays empty.
     direct: Option<Arc<dyn Direct>>,
 }
@@ -142,7 +147,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn cache(&self, name: &str) -> Cache {
-        Cache::new(self.clone(), name)
+        Cache::new(self.clone(), self.shared.seats.at(name))
     }
 
     /// Begins a batch: checks and writes that happen together or not at all.
@@ -224,6 +229,25 @@ impl Client {
         self.call(ops::sync())
     }
 
+    /// What this client has counted itself: how each cache is read, and how often that had to ask.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let products = client.cache("product");
+    /// products.put("42", "rocket", None)?;
+    /// products.get("42")?; // asks, and maps the cache's segment
+    /// products.get("42")?; // needs nobody
+    /// let stats = client.stats();
+    /// assert!(stats.caches[0].path.is_shared());
+    /// assert_eq!(stats.caches[0].shared_hits, 1);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        ClientStats { caches: self.shared.seats.stats() }
+    }
+
     /// What the command line asks for.
     ///
     /// ```
@@ -243,21 +267,48 @@ impl Client {
 
     fn of(settings: Settings, direct: Option<Arc<dyn Direct>>) -> Client {
         let op_timeout = settings.op_timeout;
-        let shared = Shared { settings, pool: Generation::new(Pool::default()), direct };
+        // An engine of this process has no segment to hand out.
+        let settings = Settings { shared_memory: settings.shared_memory && direct.is_none(), ..settings };
+        let shared =
+            Shared { settings, pool: Generation::new(Pool::default()), seats: Seats::default(), direct };
         Client { shared: Arc::new(shared), op_timeout }
     }
 
     pub(super) fn call<T>(&self, call: Call<T>) -> Result<T> {
-        self.call_with(&call.sending, call.read)
+        self.call_with(&call.sending, None, call.read)
+    }
+
+    /// As `call_with`, for a read that shared memory could not answer: takes along what was read there, and maps the
+    /// cache's segment afterwards if there is none.
+    pub(super) fn ask<T>(
+        &self,
+        seat: &Seat,
+        sending: &Sending,
+        read: impl FnMut(Response<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let along = seat.report_along();
+        let answer = self.call_with(sending, along.as_ref(), read)?;
+        seat.attach_if_wanted(&self.shared.settings);
+        Ok(answer)
+    }
+
+    /// Tells what was read without asking, on its own. It is worth little: when it cannot be told at once it is lost.
+    pub(super) fn tell(&self, seat: &Seat) {
+        if let Some(report) = seat.report() {
+            let brief = self.with_op_timeout(TELL_WITHIN);
+            let _ = brief.call_with(&report, None, |_| Ok(()));
+        }
     }
 
     /// Sends a request, again where that is right, and reads its answer while it is still in the connection's buffer.
+    /// `along` goes in front of it in the same write.
     pub(super) fn call_with<T>(
         &self,
         sending: &Sending,
+        mut along: Option<&Sending>,
         mut read: impl FnMut(Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        let Shared { settings, pool, direct } = &*self.shared;
+        let Shared { settings, pool, direct, .. } = &*self.shared;
         if let Some(engine) = direct {
             let attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
             return direct::call(&**engine, sending, attempts, read);
@@ -269,7 +320,7 @@ impl Client {
                 Some(connection) => (connection, true),
                 None => (pool.connect(settings, &mut attempts)?, false),
             };
-            let frame = match connection.exchange(sending, &attempts) {
+            let frame = match connection.exchange(sending, along.take(), &attempts) {
                 Ok(frame) => frame,
                 // The daemon has gone since: so have the other connections to it. At most the pool's number of times.
                 Err(Failure::NotSent(Error::Lost { .. })) if pooled => continue,
@@ -381,6 +432,21 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn caches(&self) -> Result<Vec<CacheInfo>> {
         self.client.call(ops::caches())
+    }
+
+    /// The connections there are, and how each reads.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).name("mailer").build()?;
+    /// assert!(client.admin().clients()?.iter().any(|connection| connection.name == "mailer"));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clients(&self) -> Result<Vec<ClientInfo>> {
+        self.client.call(ops::clients())
     }
 
     /// As [`Client::ping`].

@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::ops::Sending;
 use crate::options::Settings;
 use crate::places::{self, Place};
 use crate::retry::{Attempts, Failure, fits};
+use crate::shared;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -71,6 +73,7 @@ impl Connection {
     pub(crate) fn exchange(
         &mut self,
         sending: &Sending,
+        along: Option<&Sending>,
         attempts: &Attempts,
     ) -> Result<Range<usize>, Failure> {
         fits(sending, self.terms).map_err(Failure::NotSent)?;
@@ -81,15 +84,51 @@ impl Connection {
         let deadline = attempts.deadline();
         self.begin(deadline, attempts.op_timeout())
             .map_err(|error| Failure::NotSent(lost(error, false, attempts)))?;
-        self.write(&sending.frame, deadline).map_err(|(written, error)| {
+        let both;
+        let bytes = match along {
+            None => &sending.frame,
+            Some(along) => {
+                both = [&along.frame[..], &sending.frame].concat();
+                &both
+            }
+        };
+        self.write(bytes, deadline).map_err(|(written, error)| {
             // The daemon executes whole frames only.
-            debug_assert!(written < sending.frame.len());
+            debug_assert!(written < bytes.len());
             Failure::NotSent(lost(error, false, attempts))
         })?;
-        self.read_frame(deadline).map_err(|broken| match broken {
+        let mut frame = self.read_frame(deadline);
+        if along.is_some() && frame.is_ok() {
+            // Its answer says nothing.
+            frame = self.read_frame(deadline);
+        }
+        frame.map_err(|broken| match broken {
             Broken::Io(error) => Failure::Sent(lost(error, true, attempts)),
             Broken::Frame(cause) => Failure::Sent(frames::not_ours(cause, true)),
         })
+    }
+
+    /// As `exchange`, for an answer that descriptors come with. For a connection that serves this one request.
+    pub(crate) fn exchange_with_descriptors(
+        &mut self,
+        sending: &Sending,
+        deadline: Instant,
+    ) -> Result<(Range<usize>, Vec<OwnedFd>)> {
+        let lost = |source| Error::Lost { maybe_applied: false, source };
+        self.write(&sending.frame, deadline).map_err(|(_, error)| lost(error))?;
+        let mut descriptors = Vec::new();
+        loop {
+            if let Some(frame) = self.inbox.next().map_err(|cause| frames::not_ours(cause, false))? {
+                return Ok((frame, descriptors));
+            }
+            self.wait_until(deadline).map_err(lost)?;
+            match shared::receive(&self.stream, self.inbox.space(), &mut descriptors) {
+                Ok(0) => return Err(lost(frames::closed())),
+                Ok(n) => self.inbox.received(n),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(error)),
+            }
+        }
     }
 
     /// The body of an answer, until the next call.

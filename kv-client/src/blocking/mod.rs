@@ -10,6 +10,8 @@ mod connection;
 mod direct;
 mod scan;
 
+pub(crate) use connection::Connection;
+
 pub use cache::Cache;
 pub use client::{Admin, Client};
 pub use direct::Direct;

@@ -68,6 +68,26 @@ impl Control {
         Control::on(Words::heap(if cfg!(loom) { C_COMMITTED + 1 } else { CONTROL_WORDS }), None, run_id)
     }
 
+    /// The page of a daemon, by the descriptor it handed out.
+    ///
+    /// # Errors
+    /// When the descriptor is not sealed, cannot be mapped, or holds no control page this build reads.
+    #[cfg(not(loom))]
+    pub fn attach(fd: impl std::os::fd::AsFd) -> Result<Arc<Control>, super::AttachError> {
+        let words = Words::attach(fd)?;
+        if words.len() < CONTROL_WORDS {
+            return Err(super::AttachError::Geometry("the control page is too short"));
+        }
+        super::error::check_front(
+            "control page",
+            words.load(C_MAGIC),
+            MAGIC,
+            words.load(C_VERSION),
+            LAYOUT_VERSION,
+        )?;
+        Ok(Arc::new(Control { words, fd: None }))
+    }
+
     fn on(words: Arc<Words>, fd: Option<OwnedFd>, run_id: u64) -> Arc<Control> {
         for (at, value) in [
             (C_VERSION, LAYOUT_VERSION),

@@ -42,3 +42,20 @@ pub enum AttachError {
     #[error("segment header contradicts itself: {0}")]
     Geometry(&'static str),
 }
+
+/// Holds what memory begins with against what it should.
+pub(super) fn check_front(
+    what: &'static str,
+    magic: u64,
+    magic_known: u64,
+    layout: u64,
+    layout_known: u64,
+) -> Result<(), AttachError> {
+    if magic != magic_known {
+        return Err(AttachError::Magic { what, found: magic });
+    }
+    if layout != layout_known {
+        return Err(AttachError::Layout { what, found: layout, known: layout_known });
+    }
+    Ok(())
+}

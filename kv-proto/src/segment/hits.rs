@@ -18,7 +18,7 @@ impl Hits {
     /// Notes a hit.
     #[inline]
     pub fn touch(&self, place: Place) {
-        let Some(bucket) = self.buckets.get(place.bucket) else { return };
+        let Some(bucket) = self.buckets.get(place.bucket).filter(|_| place.slot < SLOTS) else { return };
         let counts = bucket.load(Ordering::Relaxed);
         if counts >> (2 * place.slot) & 3 < 3 {
             bucket.store(counts + (1 << (2 * place.slot)), Ordering::Relaxed);

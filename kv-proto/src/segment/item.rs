@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::layout::Ring;
+use super::layout::{BUCKET_WORDS, Ring};
 use super::words::{WORD_BYTES, words_for};
 use crate::limits;
 use crate::{BootMs, Version, tag_slot};
@@ -99,6 +99,21 @@ pub enum Freshness {
 pub struct Place {
     pub(super) bucket: usize,
     pub(super) slot: usize,
+}
+
+impl Place {
+    /// As a client tells it; `None` in an index so large that it has no number.
+    #[inline]
+    #[must_use]
+    pub fn number(self) -> Option<u32> {
+        u32::try_from(self.bucket * BUCKET_WORDS + self.slot).ok()
+    }
+
+    /// The slot of this number; one that no index has is nobody's ([`Hits::touch`](super::Hits::touch) ignores it).
+    #[must_use]
+    pub fn of(number: u32) -> Place {
+        Place { bucket: number as usize / BUCKET_WORDS, slot: number as usize % BUCKET_WORDS }
+    }
 }
 
 /// What was found, beside the bytes copied into the caller's buffer.

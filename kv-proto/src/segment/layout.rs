@@ -18,6 +18,7 @@
 
 use std::ops::Range;
 
+use super::error::{AttachError, check_front};
 use super::words::{WORD_BYTES, Words};
 use crate::limits;
 
@@ -119,11 +120,15 @@ impl Geometry {
     }
 
     /// What a foreign header says, if it fits its memory.
-    pub(super) fn parse(words: &Words) -> Option<Geometry> {
-        if words.len() < TAGS_AT || words.load(H_MAGIC) != MAGIC || words.load(H_VERSION) != LAYOUT_VERSION {
-            return None;
+    pub(super) fn parse(words: &Words) -> Result<Geometry, AttachError> {
+        if words.len() < TAGS_AT {
+            return Err(AttachError::Geometry("it is shorter than its header"));
         }
-        let read = |at: usize| usize::try_from(words.load(at)).ok().filter(|&count| count <= words.len());
+        check_front("segment", words.load(H_MAGIC), MAGIC, words.load(H_VERSION), LAYOUT_VERSION)?;
+        let read = |at: usize| {
+            let count = usize::try_from(words.load(at)).ok().filter(|&count| count <= words.len());
+            count.ok_or(AttachError::Geometry("a count is larger than the mapping"))
+        };
         let ring_words = [read(H_RING_WORDS[0])?, read(H_RING_WORDS[1])?];
         let geometry = Geometry::of(read(H_BUCKETS)?, read(H_TAG_SLOTS)?, ring_words);
         let fits = geometry.words() <= words.len()
@@ -133,7 +138,7 @@ impl Geometry {
             && geometry.tag_slots.is_power_of_two()
             && geometry.tag_slots <= limits::TAG_SLOTS_MAX
             && geometry.ring_words.iter().all(|&ring| ring > 1);
-        fits.then_some(geometry)
+        fits.then_some(geometry).ok_or(AttachError::Geometry("its sizes do not add up"))
     }
 
     /// Bytes of a segment of this geometry.
@@ -377,8 +382,12 @@ mod tests {
         for (at, value) in geometry.constants(9, true) {
             words.store(at, value);
         }
-        assert_eq!(Geometry::parse(&words), Some(geometry));
+        assert_eq!(Geometry::parse(&words).unwrap(), geometry);
         words.store(H_BUCKETS, 1 << 40);
-        assert_eq!(Geometry::parse(&words), None);
+        assert!(matches!(Geometry::parse(&words), Err(AttachError::Geometry(_))));
+        words.store(H_VERSION, 2);
+        assert!(matches!(Geometry::parse(&words), Err(AttachError::Layout { found: 2, .. })));
+        words.store(H_MAGIC, 2);
+        assert!(matches!(Geometry::parse(&words), Err(AttachError::Magic { .. })));
     }
 }

@@ -72,7 +72,7 @@ impl Reader {
     /// # Errors
     /// When the header is not one this build reads.
     pub fn attach(control: Arc<Control>, words: Arc<Words>) -> Result<Reader, AttachError> {
-        let geometry = Geometry::parse(&words).ok_or(AttachError::Geometry("magic, version or sizes"))?;
+        let geometry = Geometry::parse(&words)?;
         Ok(Reader { seed: words.load(H_SEED), words, control, geometry, checks_heartbeat: true })
     }
 
@@ -177,6 +177,21 @@ impl Reader {
                 stamps::verdict(self.words.view(), &self.geometry, life, tags, key, now, Version::MAX).ok()
             })
             .unwrap_or(Freshness::Gone)
+    }
+
+    /// Why this segment answers nothing at `now`; `None`: it does.
+    #[must_use]
+    pub fn why_not(&self, now: BootMs) -> Option<&'static str> {
+        let state = self.words.load(H_STATE);
+        if state == SegmentState::Superseded.word() {
+            Some("another segment has taken its place")
+        } else if state != SegmentState::Live.word() {
+            Some("the segment is closed")
+        } else if self.checks_heartbeat && !self.control.is_live(now) {
+            Some("the daemon has stopped or gives no sign of life")
+        } else {
+            None
+        }
     }
 
     fn is_usable(&self, now: BootMs) -> bool {

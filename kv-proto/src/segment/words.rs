@@ -107,7 +107,7 @@ impl Words {
 
     #[cfg(not(loom))]
     #[inline]
-    fn slice(&self) -> &[AtomicU64] {
+    pub(super) fn slice(&self) -> &[AtomicU64] {
         self.memory.slice()
     }
 

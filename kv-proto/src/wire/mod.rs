@@ -18,4 +18,6 @@ pub use request::{
     Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, PutOptions, Request, Scope, Sliding, Want,
     Write,
 };
-pub use response::{CacheInfo, Durability, Entry, Freshness, Item, Metric, Response, ScanItem, Tags};
+pub use response::{
+    CacheInfo, ClientInfo, Durability, Entry, Freshness, Item, Metric, ReadPath, Response, ScanItem, Tags,
+};

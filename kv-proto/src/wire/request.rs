@@ -119,6 +119,23 @@ pub enum Request<'a> {
     Caches,
     /// Makes everything written so far durable: `Done` when it is.
     Sync,
+    /// The descriptors of the control page and of this cache's segment, sent with the answer: `Attached`.
+    Attach { cache: &'a str },
+    /// What was read from a segment without asking, told in arrears; what is lost of it harms nothing: `Done`.
+    Hits {
+        cache: &'a str,
+        /// Whose segment: what [`Response::Attached`](super::Response::Attached) said. 0: the client has none.
+        segment: u64,
+        /// Hits and authoritative misses since the last report.
+        hits: u64,
+        misses: u64,
+        /// The slots that were read, each once, at most `limits::HITS_PLACES_MAX`.
+        places: Vec<u32>,
+        /// Why this client reads over the socket; `None`: it does not.
+        socket_because: Option<&'a str>,
+    },
+    /// `Clients`.
+    Clients,
 }
 
 /// A byte string inside a list.

@@ -51,6 +51,10 @@ pub enum Response<'a> {
     Caches(#[serde(borrow)] Vec<CacheInfo<'a>>),
     /// It failed.
     Error(#[serde(borrow)] WireError<'a>),
+    /// The descriptors came with it: control page, then segment. `segment` names it within this run of the daemon.
+    Attached { segment: u64 },
+    /// The connections.
+    Clients(#[serde(borrow)] Vec<ClientInfo<'a>>),
 }
 
 /// An item as the wire carries it.
@@ -154,4 +158,37 @@ pub struct CacheInfo<'a> {
     pub ttl_max_ms: Option<u64>,
     /// Default durability.
     pub durability: Durability,
+}
+
+/// A connection as `clients` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo<'a> {
+    /// Names it within this run of the daemon.
+    pub id: u64,
+    /// What it calls itself.
+    pub name: &'a str,
+    /// Its user, when it connected.
+    pub uid: u32,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// How long ago it connected, in milliseconds.
+    pub connected_ms: u64,
+    /// How long ago it last asked something, in milliseconds.
+    pub idle_ms: u64,
+    /// Requests it has made.
+    pub requests: u64,
+    /// How it reads each cache that it told about.
+    #[serde(borrow)]
+    pub paths: Vec<ReadPath<'a>>,
+}
+
+/// How a client reads a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadPath<'a> {
+    /// The cache.
+    pub cache: &'a str,
+    /// Reads that needed no request, told so far.
+    pub shared_reads: u64,
+    /// Why it reads over the socket; `None`: it reads shared memory.
+    pub socket_because: Option<&'a str>,
 }

@@ -6,6 +6,7 @@
 
 mod caches;
 mod clear;
+mod clients;
 mod common;
 mod completions;
 mod delete;
@@ -77,6 +78,7 @@ enum Command {
     Drop(drop::Args),
     Stats(stats::Args),
     Caches(caches::Args),
+    Clients(clients::Args),
     Sync(sync::Args),
     Ping(ping::Args),
     Completions(completions::Args),
@@ -100,6 +102,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Drop(args) => drop::run(&common, &args),
         Command::Stats(args) => stats::run(&common, &args),
         Command::Caches(args) => caches::run(&common, &args),
+        Command::Clients(args) => clients::run(&common, &args),
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),
         Command::Completions(args) => completions::run(&args),

@@ -124,6 +124,10 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     start_log(&config)?;
     let mut signals =
         Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
+    // What clients hold is theirs to read by descriptor only: not by ptrace or /proc/PID/mem, also not by the same user.
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!(%error, "this process can be traced by its own user");
+    }
     let clock = Clock::system();
     make_directory(&config.dir)?;
     let engine = Engine::open(config.clone(), clock.clone())

@@ -78,6 +78,8 @@ pub struct CacheConfig {
     pub after_clean_stop: bool,
     /// Whether clients may map its memory.
     pub shared: bool,
+    /// Who may use it, of those who may connect; nobody listed: all of them.
+    pub access: Access,
 }
 
 impl CacheConfig {
@@ -93,12 +95,13 @@ impl CacheConfig {
             recover: Recover::Stale,
             after_clean_stop: false,
             shared: true,
+            access: Access::default(),
         }
     }
 }
 
-/// Who may connect besides the daemon's own user and root.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Who is admitted besides the daemon's own user and root.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// User ids.
     pub users: BTreeSet<u32>,
@@ -107,10 +110,18 @@ pub struct Access {
 }
 
 impl Access {
-    /// Whether anybody else may connect at all.
+    /// Whether nobody is listed.
     #[must_use]
     pub fn is_private(&self) -> bool {
         self.users.is_empty() && self.groups.is_empty()
+    }
+}
+
+impl Config {
+    /// Whether any cache says itself who may use it.
+    pub(crate) fn lists_users_by_cache(&self) -> bool {
+        let mut caches = self.caches.values().chain([&self.default]);
+        caches.any(|cache| !cache.access.is_private())
     }
 }
 

@@ -50,7 +50,7 @@ pub(super) fn resolve(draft: &Draft, sources: &Sources) -> Result<Config, Config
     if let Some(given) = host.given("log") {
         config.log.clone_from(&given.text);
     }
-    config.access = access(&host)?;
+    config.access = access(&host, "access.users", "access.groups")?;
     config.default = default_cache(draft, &config)?;
     for (name, (_, settings)) in &draft.caches {
         let path = format!("caches.{name}");
@@ -146,12 +146,12 @@ fn places(host: &Table<'_>, sources: &Sources) -> Result<(PathBuf, PathBuf), Con
     Ok((dir, socket))
 }
 
-fn access(host: &Table<'_>) -> Result<Access, ConfigError> {
+fn access(table: &Table<'_>, users: &str, groups: &str) -> Result<Access, ConfigError> {
     let mut access = Access::default();
     let user = |name: &str| Ok(User::from_name(name).map_err(|e| e.to_string())?.map(|u| u.uid.as_raw()));
     let group = |name: &str| Ok(Group::from_name(name).map_err(|e| e.to_string())?.map(|g| g.gid.as_raw()));
-    host.ids("access.users", "user", user, &mut access.users)?;
-    host.ids("access.groups", "group", group, &mut access.groups)?;
+    table.ids(users, "user", user, &mut access.users)?;
+    table.ids(groups, "group", group, &mut access.groups)?;
     Ok(access)
 }
 
@@ -176,6 +176,9 @@ fn cache(table: &Table<'_>, draft: &Draft, base: &CacheConfig) -> Result<CacheCo
     table.word("recover", &RECOVERS, &mut cache.recover)?;
     table.word("after_clean_stop", &TRUTHS, &mut cache.after_clean_stop)?;
     table.word("shared", &TRUTHS, &mut cache.shared)?;
+    if table.given("users").or_else(|| table.given("groups")).is_some() {
+        cache.access = access(table, "users", "groups")?;
+    }
     table.ttl("ttl", &mut cache.ttl_default_ms)?;
     table.ttl("ttl_max", &mut cache.ttl_max_ms)?;
     if cache.durability == Durability::Memory {

@@ -27,8 +27,18 @@ pub const HOST_KEYS: [(&str, &str); 13] = [
 ];
 
 /// The settings of a cache.
-pub(super) const CACHE_KEYS: [&str; 8] =
-    ["memory", "disk", "ttl", "ttl_max", "durability", "recover", "after_clean_stop", "shared"];
+pub(super) const CACHE_KEYS: [&str; 10] = [
+    "memory",
+    "disk",
+    "ttl",
+    "ttl_max",
+    "durability",
+    "recover",
+    "after_clean_stop",
+    "shared",
+    "users",
+    "groups",
+];
 
 /// The settings under `[access]`.
 pub(super) const ACCESS_KEYS: [&str; 2] = ["users", "groups"];

@@ -2,18 +2,20 @@
 
 use kv_proto::wire::{Request, Response, Want, encode_into};
 
+use super::attach::{Handed, SharedReads};
 use super::error::Failure;
 use super::item::{Shape, check_key};
 use super::write::{Durable, Step};
 use super::{Engine, Session};
 
 /// How a request ended; its answer stands in the output.
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Applied {
     /// Wait for this before the answer goes out.
     pub durable: Durable,
     /// The answer is an error of this kind.
     pub failure: Option<kv_proto::wire::ErrorKind>,
+    /// Goes to the client with the answer.
+    pub handed: Option<Handed>,
 }
 
 impl Engine {
@@ -21,11 +23,11 @@ impl Engine {
     pub fn apply(&self, session: &mut Session, request: &Request<'_>, out: &mut Vec<u8>) -> Applied {
         let start = out.len();
         match self.dispatch(session, request, out) {
-            Ok(durable) => Applied { durable, failure: None },
+            Ok(durable) => Applied { durable, failure: None, handed: session.handed.take() },
             Err(failure) => {
                 out.truncate(start);
                 encode_into(out, &Response::Error(failure.to_wire()));
-                Applied { durable: None, failure: Some(failure.kind) }
+                Applied { durable: None, failure: Some(failure.kind), handed: None }
             }
         }
     }
@@ -36,6 +38,8 @@ impl Engine {
         request: &Request<'_>,
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
+        session.asked(self.clock.now());
+        self.check_access(session, request)?;
         match request {
             Request::Ping => encode_into(out, &Response::Done),
             Request::Get { cache, key, sliding, want } => {
@@ -84,6 +88,14 @@ impl Engine {
                 encode_into(out, &Response::Done);
                 return Ok(Some(self.store.head()));
             }
+            Request::Attach { cache } => session.handed = Some(self.attach(&*self.cache(cache)?, out)?),
+            Request::Hits { cache, segment, hits, misses, places, socket_because } => {
+                let (segment, hits, misses) = (*segment, *hits, *misses);
+                let reads = SharedReads { segment, hits, misses, places };
+                self.hear(session, &*self.cache(cache)?, &reads, *socket_because);
+                encode_into(out, &Response::Done);
+            }
+            Request::Clients => self.list_clients(out),
         }
         Ok(None)
     }

@@ -1,6 +1,7 @@
 //! One cache: its configuration, its segment, and what tells a reader of the disk that somebody was faster.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -36,6 +37,10 @@ pub(crate) struct Cache {
 pub(crate) struct View {
     pub(crate) reader: Reader,
     pub(crate) hits: Arc<Hits>,
+    /// Names the segment within this run of the daemon.
+    pub(crate) segment: u64,
+    /// What clients map.
+    pub(crate) descriptor: OwnedFd,
 }
 
 /// The part of a cache that only the holder of the engine's mutex touches.
@@ -52,6 +57,9 @@ pub(crate) struct Memory {
 /// What happened in a cache. Monotonic; lossless.
 #[derive(Default)]
 pub(crate) struct Counters {
+    /// Told by clients that read the segment themselves, in arrears.
+    pub(crate) hits_shared: AtomicU64,
+    pub(crate) misses_shared: AtomicU64,
     pub(crate) hits_memory: AtomicU64,
     pub(crate) hits_disk: AtomicU64,
     pub(crate) hits_stale: AtomicU64,

@@ -5,9 +5,11 @@
 //! `apply` → `read` | `write` | `clear` | `scan` | `stats`; every change ends in `change`.
 
 mod apply;
+mod attach;
 mod cache;
 mod change;
 mod clear;
+mod clients;
 mod create;
 mod error;
 mod item;
@@ -21,7 +23,7 @@ mod warm;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -30,6 +32,8 @@ use kv_proto::segment::{Control, ManyOutcome};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use apply::Applied;
+pub use attach::Handed;
+pub use clients::Caller;
 pub use error::Failure;
 pub use open::StartError;
 
@@ -64,6 +68,9 @@ pub struct Engine {
     wake_tidy: Condvar,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     run_id: u64,
+    /// The newest segment's number.
+    segments: AtomicU64,
+    clients: Arc<clients::Clients>,
     started: Instant,
     /// Caches to be written to disk again.
     rewrites: Mutex<Vec<CacheId>>,
@@ -101,19 +108,13 @@ impl State {
     }
 }
 
-/// What one connection reuses from request to request.
-#[derive(Default)]
+/// One connection: who is behind it, and what it reuses from request to request.
 pub struct Session {
+    client: Option<clients::Client>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
-}
-
-impl Session {
-    /// An empty one.
-    #[must_use]
-    pub fn new() -> Session {
-        Session::default()
-    }
+    /// For the client, beside the answer that is being made.
+    handed: Option<Handed>,
 }
 
 impl Engine {

@@ -1,7 +1,7 @@
 //! Starting and stopping: from a directory to a serving engine, and back to a clean one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,7 +10,7 @@ use kv_proto::wire::{Durability, Effect};
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
-use super::{Engine, Failure, State};
+use super::{Engine, Failure, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
@@ -113,6 +113,8 @@ impl Engine {
             wake_tidy: Condvar::new(),
             threads: Mutex::new(Vec::new()),
             run_id,
+            segments: AtomicU64::new(0),
+            clients: Arc::new(clients::Clients::default()),
             started: locked,
             lock: Mutex::new(Some(lock)),
             metrics: Metrics::new(),

@@ -64,6 +64,8 @@ impl Engine {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         let counters = &cache.counters;
         for (name, value) in [
+            ("kvd_cache_hits_shared_total", read(&counters.hits_shared)),
+            ("kvd_cache_misses_shared_total", read(&counters.misses_shared)),
             ("kvd_cache_hits_memory_total", read(&counters.hits_memory)),
             ("kvd_cache_hits_disk_total", read(&counters.hits_disk)),
             ("kvd_cache_hits_stale_total", read(&counters.hits_stale)),

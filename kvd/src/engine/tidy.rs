@@ -13,7 +13,7 @@ use kv_proto::segment::{Freshness, Geometry, SegmentState};
 use kv_proto::wire::Durability;
 
 use super::Engine;
-use super::cache::{Cache, View};
+use super::cache::Cache;
 use super::change::{Action, Decision};
 use super::item::{Current, Draft};
 use crate::store::{CacheId, Judgement, RecordView};
@@ -125,7 +125,7 @@ impl Engine {
         memory.writer.set_state(SegmentState::Superseded);
         std::mem::swap(&mut memory.side, &mut made.memory.side);
         *memory = made.memory;
-        cache.view.store(Arc::new(View { reader: made.view.reader, hits: made.view.hits }));
+        cache.view.store(Arc::new(made.view));
         if !cache.on_disk() {
             memory.writer.complete(version);
         }

@@ -4,7 +4,8 @@
 //! Spawned by `accept` with a slot and checked credentials. Every wait here has a deadline, every buffer a bound; bytes
 //! that are wrong get a typed answer and end the connection. It must never decide what a request means.
 
-use std::io::{ErrorKind as IoKind, Write as _};
+use std::io::{ErrorKind as IoKind, IoSlice, Write as _};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,14 +17,16 @@ use kv_proto::wire::{
     Envelope, ErrorKind, FrameError, Hello, PROTOCOL_MAGIC, PROTOCOL_OLDEST, PROTOCOL_VERSION, Response,
     Welcome, WireError, decode, encode_into,
 };
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::Shared;
 use super::input::{Input, QUIET_BYTES_MAX};
 use super::linger::linger;
 use super::peer::Credentials;
 use super::slots::Slot;
-use crate::engine::{LogNumber, Session};
+use crate::engine::{Handed, LogNumber, Session};
 use crate::metrics::{CutFor, Operation, Sample};
+use crate::units::cut_text;
 
 /// Requests executed before the first of them is answered, so that a deep pipeline does not wait for its own end.
 const BATCH_REQUESTS_MAX: usize = 32;
@@ -94,6 +97,8 @@ struct Connection<'a> {
     output: Vec<u8>,
     awaiting: Vec<Awaiting>,
     samples: Vec<Sample>,
+    /// Descriptors that go out with the answers in `output`.
+    handed: Option<Handed>,
     frame_bytes_max: usize,
     // What the socket's read timeout is now; most requests need not change it.
     read_timeout: Option<Duration>,
@@ -109,6 +114,7 @@ impl<'a> Connection<'a> {
             output: Vec::new(),
             awaiting: Vec::new(),
             samples: Vec::with_capacity(BATCH_REQUESTS_MAX),
+            handed: None,
             frame_bytes_max: HELLO_BYTES_MAX,
             read_timeout: None,
         }
@@ -170,7 +176,7 @@ impl<'a> Connection<'a> {
                 encode_into(&mut self.output, &welcome);
                 self.send()?;
                 tracing::debug!(client = self.client_id, uid = peer.uid, pid = peer.pid, name, "connected");
-                Ok(Session::new())
+                Ok(self.shared.engine.join(peer.caller(self.client_id, name, config)))
             }
             Err(message) => {
                 let message = cut_text(&message, kv_proto::limits::ERROR_MESSAGE_BYTES_MAX);
@@ -240,7 +246,13 @@ impl<'a> Connection<'a> {
     fn execute_batch(&mut self, session: &mut Session) -> Result<(), End> {
         let received = self.shared.engine.clock().instant();
         let mut fault = None;
-        while self.samples.len() < BATCH_REQUESTS_MAX && self.output.len() < OUTPUT_BYTES_MAX {
+        let is_full = |this: &Connection<'_>| {
+            this.samples.len() >= BATCH_REQUESTS_MAX
+                || this.output.len() >= OUTPUT_BYTES_MAX
+                // One set of descriptors a write: which answer they belong to must be plain.
+                || this.handed.is_some()
+        };
+        while !is_full(self) {
             match self.execute_one(session, received) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -272,6 +284,7 @@ impl<'a> Connection<'a> {
             let (sample, end) = (self.samples.len(), self.output.len());
             self.awaiting.push(Awaiting { sample, start, end, number });
         }
+        self.handed = applied.handed;
         let operation = Operation::of(&envelope.request);
         self.samples.push(Sample { operation, latency, error: applied.failure });
         Ok(true)
@@ -316,9 +329,14 @@ impl<'a> Connection<'a> {
         // A write that ends early had half of the time without progress behind it; one that wrote nothing, too.
         let mut halves_stalled = 0;
         while !rest.is_empty() {
-            match (&*self.stream).write(rest) {
+            let written = match &self.handed {
+                Some(handed) => send_with(&self.stream, rest, handed),
+                None => (&*self.stream).write(rest),
+            };
+            match written {
                 Ok(0) => return Err(End::Closed),
                 Ok(count) => {
+                    self.handed = None;
                     rest = &rest[count..];
                     halves_stalled = 1;
                 }
@@ -332,6 +350,14 @@ impl<'a> Connection<'a> {
         self.output.clear();
         Ok(())
     }
+}
+
+/// Writes as `write` does, with descriptors on the first byte.
+fn send_with(stream: &UnixStream, bytes: &[u8], handed: &Handed) -> std::io::Result<usize> {
+    let descriptors = handed.descriptors().map(|descriptor| descriptor.as_raw_fd());
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &rights, flags, None)?)
 }
 
 /// The protocol version both speak and the client's name, or what to tell it.
@@ -359,11 +385,6 @@ fn encode_fault(output: &mut Vec<u8>, error: &FrameError) {
     let message = error.to_string();
     let error = WireError { kind, message: &message, maybe_applied: false, retry_after_ms: 0 };
     encode_into(output, &Response::Error(error));
-}
-
-fn cut_text(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    &text[..end.unwrap_or(0)]
 }
 
 fn is_timeout(error: &std::io::Error) -> bool {

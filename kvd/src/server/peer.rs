@@ -3,7 +3,7 @@
 //! `accept` calls it. The answer is what the peer was when it connected; a process id is a label only, it may have been
 //! used again since.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
 
-use crate::config::Access;
+use crate::config::{Access, Config};
+use crate::engine::Caller;
 
 /// How long an answer of the user database is believed; it may come over a network.
 const GROUPS_BELIEVED: Duration = Duration::from_secs(60);
@@ -31,6 +32,17 @@ impl Credentials {
         let peer = getsockopt(stream, PeerCredentials)?;
         Ok(Credentials { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
     }
+
+    /// What the engine is told about who is behind a connection.
+    pub(super) fn caller(&self, id: u64, name: String, config: &Config) -> Caller {
+        let is_admin = is_admin(self.uid, geteuid().as_raw());
+        let mut groups = BTreeSet::new();
+        if !is_admin && config.lists_users_by_cache() {
+            groups.insert(self.gid);
+            groups.extend(supplementary_groups(self).iter().map(|gid| gid.as_raw()));
+        }
+        Caller { id, name, uid: self.uid, pid: self.pid.unsigned_abs(), groups, is_admin }
+    }
 }
 
 /// Decides who may come in.
@@ -48,7 +60,7 @@ impl Doorkeeper {
 
     /// The daemon's own user and root.
     pub(super) fn is_admin(&self, peer: &Credentials) -> bool {
-        peer.uid == self.own_uid || peer.uid == 0
+        is_admin(peer.uid, self.own_uid)
     }
 
     pub(super) fn admits(&mut self, peer: &Credentials, now: Instant) -> bool {
@@ -72,6 +84,10 @@ impl Doorkeeper {
         self.by_group.insert(peer.uid, (now, admitted));
         admitted
     }
+}
+
+fn is_admin(uid: u32, own_uid: u32) -> bool {
+    uid == own_uid || uid == 0
 }
 
 /// The groups the user database gives to the peer's user; none when it does not know that user or cannot be asked.

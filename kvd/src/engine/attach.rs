@@ -1,0 +1,71 @@
+//! Handing a cache's segment to a client, and hearing from it what it read there.
+//!
+//! Called by `apply`. Only a cache that is shared, and only to who may use it: whoever holds the descriptor reads everything
+//! in that segment.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kv_proto::limits::HITS_PLACES_MAX;
+use kv_proto::segment::{Control, Place};
+use kv_proto::wire::{ErrorKind, Response, encode_into};
+
+use super::cache::{Cache, View};
+use super::{Engine, Failure, Session};
+
+/// What goes to the client beside an answer: the descriptors of the control page and of one segment.
+pub struct Handed {
+    control: Arc<Control>,
+    view: Arc<View>,
+}
+
+impl Handed {
+    /// In the order in which clients expect them.
+    #[must_use]
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        let control = self.control.descriptor().expect("the engine's control page is a memfd");
+        [control.as_fd(), self.view.descriptor.as_fd()]
+    }
+}
+
+/// What a client read without asking.
+pub(super) struct SharedReads<'a> {
+    pub(super) segment: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) places: &'a [u32],
+}
+
+impl Engine {
+    pub(super) fn attach(&self, cache: &Cache, out: &mut Vec<u8>) -> Result<Handed, Failure> {
+        if !cache.config.shared {
+            return Err(Failure::new(
+                ErrorKind::Config,
+                format!("cache {} is not shared: its configuration says shared = false", cache.name),
+            ));
+        }
+        let handed = Handed { control: Arc::clone(&self.control), view: cache.view.load_full() };
+        encode_into(out, &Response::Attached { segment: handed.view.segment });
+        Ok(handed)
+    }
+
+    /// Takes a report in. One about a segment that has been replaced still counts; its slots are somebody else's now.
+    pub(super) fn hear(
+        &self,
+        session: &Session,
+        cache: &Cache,
+        reads: &SharedReads<'_>,
+        because: Option<&str>,
+    ) {
+        let view = cache.view.load();
+        if reads.segment == view.segment {
+            for &place in reads.places.iter().take(HITS_PLACES_MAX) {
+                view.hits.touch(Place::of(place));
+            }
+        }
+        cache.counters.hits_shared.fetch_add(reads.hits, Ordering::Relaxed);
+        cache.counters.misses_shared.fetch_add(reads.misses, Ordering::Relaxed);
+        session.note_path(&cache.name, reads.hits.saturating_add(reads.misses), because);
+    }
+}

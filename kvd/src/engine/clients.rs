@@ -1,0 +1,207 @@
+//! Who is connected: the connections, what each may use and how it reads.
+//!
+//! `server` joins one for each connection, `apply` counts its requests, `kvd clients` lists them. It must never know a
+//! socket: what it tells about the peer is what `server` said.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use kv_proto::BootMs;
+use kv_proto::limits::{CACHES_MAX, PATH_REASON_BYTES_MAX};
+use kv_proto::wire::{self, ErrorKind, Request, Response, Scope, Write, encode_into};
+use parking_lot::Mutex;
+
+use super::{Engine, Failure, Session};
+use crate::config::Access;
+
+/// Who is behind a connection.
+#[derive(Debug, Clone, Default)]
+pub struct Caller {
+    /// Names the connection within this run of the daemon.
+    pub id: u64,
+    /// What the client calls itself.
+    pub name: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its process.
+    pub pid: u32,
+    /// The groups of its user; only asked for where a cache admits groups.
+    pub groups: BTreeSet<u32>,
+    /// The daemon's own user or root: may use every cache.
+    pub is_admin: bool,
+}
+
+/// The connections by number.
+#[derive(Default)]
+pub(super) struct Clients {
+    joined: Mutex<BTreeMap<u64, Arc<Record>>>,
+}
+
+struct Record {
+    caller: Caller,
+    since: BootMs,
+    asked: AtomicI64,
+    requests: AtomicU64,
+    paths: Mutex<BTreeMap<String, Path>>,
+}
+
+/// How a connection's client reads one cache.
+#[derive(Default)]
+struct Path {
+    shared_reads: u64,
+    socket_because: Option<String>,
+}
+
+/// A connection's place in the list; leaves it when dropped.
+pub(super) struct Client {
+    list: Arc<Clients>,
+    record: Arc<Record>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.list.joined.lock().remove(&self.record.caller.id);
+    }
+}
+
+impl Engine {
+    /// A session for `caller`.
+    #[must_use]
+    pub fn join(&self, caller: Caller) -> Session {
+        let now = self.clock.now();
+        let record = Record {
+            since: now,
+            asked: AtomicI64::new(now),
+            requests: AtomicU64::new(0),
+            paths: Mutex::default(),
+            caller,
+        };
+        let record = Arc::new(record);
+        self.clients.joined.lock().insert(record.caller.id, Arc::clone(&record));
+        Session { client: Some(Client { list: Arc::clone(&self.clients), record }), ..Session::of_process() }
+    }
+
+    /// Answers `clients`.
+    pub(super) fn list_clients(&self, out: &mut Vec<u8>) {
+        let now = self.clock.now();
+        let records: Vec<_> = self.clients.joined.lock().values().cloned().collect();
+        let paths: Vec<_> = records.iter().map(|record| record.paths.lock()).collect();
+        let since = |then: BootMs| u64::try_from(now.saturating_sub(then)).unwrap_or(0);
+        let infos = records.iter().zip(&paths).map(|(record, paths)| wire::ClientInfo {
+            id: record.caller.id,
+            name: &record.caller.name,
+            uid: record.caller.uid,
+            pid: record.caller.pid,
+            connected_ms: since(record.since),
+            idle_ms: since(record.asked.load(Ordering::Relaxed)),
+            requests: record.requests.load(Ordering::Relaxed),
+            paths: paths
+                .iter()
+                .map(|(cache, path)| wire::ReadPath {
+                    cache,
+                    shared_reads: path.shared_reads,
+                    socket_because: path.socket_because.as_deref(),
+                })
+                .collect(),
+        });
+        encode_into(out, &Response::Clients(infos.collect()));
+    }
+}
+
+impl Engine {
+    /// Refuses a request that touches a cache whose list does not admit the caller.
+    pub(super) fn check_access(&self, session: &Session, request: &Request<'_>) -> Result<(), Failure> {
+        let Some(Client { record, .. }) = &session.client else { return Ok(()) };
+        let caller = &record.caller;
+        if caller.is_admin || !self.config.lists_users_by_cache() {
+            return Ok(());
+        }
+        let check = |name: &str, access: &Access| {
+            if admits(access, caller) {
+                return Ok(());
+            }
+            let message =
+                format!("user {} may not use cache {name}: it lists its `users` and `groups`", caller.uid);
+            Err(Failure::new(ErrorKind::Denied, message))
+        };
+        let caches = self.caches.load();
+        let (named, all) = touched(request);
+        if all {
+            caches.values().try_for_each(|cache| check(&cache.name, &cache.config.access))?;
+        }
+        named.into_iter().try_for_each(|name| {
+            // What is not there yet would be made like this.
+            check(name, &caches.get(name).map_or(&self.config.default, |cache| &cache.config).access)
+        })
+    }
+}
+
+/// The caches a request names, and whether it touches all there are.
+fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
+    match request {
+        Request::Get { cache, .. }
+        | Request::GetMany { cache, .. }
+        | Request::Describe { cache, .. }
+        | Request::Scan { cache, .. }
+        | Request::Put { cache, .. }
+        | Request::Expire { cache, .. }
+        | Request::Delete { cache, .. }
+        | Request::Take { cache, .. }
+        | Request::Increment { cache, .. }
+        | Request::Drop { cache }
+        | Request::Attach { cache }
+        | Request::Hits { cache, .. } => (vec![*cache], false),
+        Request::Commit { checks, writes, .. } => {
+            let written = writes.iter().map(|write| match write {
+                Write::Put { cache, .. } | Write::Expire { cache, .. } | Write::Delete { cache, .. } => {
+                    *cache
+                }
+            });
+            (checks.iter().map(|check| check.cache).chain(written).collect(), false)
+        }
+        Request::Clear { scope, .. } => match scope {
+            Scope::Cache(cache) | Scope::Prefix { cache, .. } | Scope::Tag { cache: Some(cache), .. } => {
+                (vec![*cache], false)
+            }
+            Scope::Everything | Scope::Tag { cache: None, .. } => (Vec::new(), true),
+        },
+        Request::Ping | Request::Stats | Request::Caches | Request::Sync | Request::Clients => {
+            (Vec::new(), false)
+        }
+    }
+}
+
+impl Session {
+    /// A session of this process itself, which is listed nowhere and may use everything.
+    #[must_use]
+    pub fn of_process() -> Session {
+        Session { client: None, buffer: Vec::new(), keys: Vec::new(), handed: None }
+    }
+
+    /// Counts a request that came at `now`.
+    pub(super) fn asked(&self, now: BootMs) {
+        let Some(Client { record, .. }) = &self.client else { return };
+        // One thread a session: nobody else stores here.
+        record.requests.store(record.requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        record.asked.store(now, Ordering::Relaxed);
+    }
+
+    /// Notes how the caller's process reads a cache.
+    pub(super) fn note_path(&self, cache: &str, reads: u64, socket_because: Option<&str>) {
+        let Some(Client { record, .. }) = &self.client else { return };
+        let mut paths = record.paths.lock();
+        if paths.len() >= CACHES_MAX && !paths.contains_key(cache) {
+            return;
+        }
+        let path = paths.entry(cache.to_owned()).or_default();
+        path.shared_reads = path.shared_reads.saturating_add(reads);
+        path.socket_because =
+            socket_because.map(|reason| crate::units::cut_text(reason, PATH_REASON_BYTES_MAX).to_owned());
+    }
+}
+
+/// Whether a cache's own list admits the caller; one that lists nobody admits all who may connect.
+fn admits(access: &Access, caller: &Caller) -> bool {
+    access.is_private() || access.users.contains(&caller.uid) || !access.groups.is_disjoint(&caller.groups)
+}
