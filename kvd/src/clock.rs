@@ -8,13 +8,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_proto::BootMs;
+use kv_proto::segment::Control;
 use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
 
 /// A clock: the machine's, plus an offset that only tests move. Clones share the offset.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     boot_offset_ms: Arc<AtomicI64>,
     wall_offset_ms: Arc<AtomicI64>,
+    /// Where other processes see the offset.
+    shown_on: Arc<Mutex<Option<Arc<Control>>>>,
 }
 
 impl Clock {
@@ -55,6 +59,15 @@ impl Clock {
     pub fn advance(&self, by: Duration) {
         let ms = i64::try_from(by.as_millis()).unwrap_or(i64::MAX / 4);
         self.boot_offset_ms.fetch_add(ms, Ordering::Relaxed);
+        if let Some(control) = &*self.shown_on.lock() {
+            control.set_time_offset(self.offset_ms());
+        }
+    }
+
+    /// Lets readers in other processes follow from here on.
+    pub(crate) fn show_on(&self, control: &Arc<Control>) {
+        control.set_time_offset(self.offset_ms());
+        *self.shown_on.lock() = Some(Arc::clone(control));
     }
 
     /// Steps the wall clock alone, as an administrator or a time server would.

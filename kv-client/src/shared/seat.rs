@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use kv_proto::BootMs;
 use kv_proto::limits::KEY_BYTES_MAX;
 use kv_proto::segment::{Freshness, ManyOutcome, Meta, Outcome, Reason};
@@ -56,8 +56,8 @@ pub(crate) struct Seat {
     attached: ArcSwapOption<Attached>,
     /// Nobody attaches before this moment; whoever moves it on attaches.
     attach_from: AtomicI64,
-    /// Why there is no segment, while there is none.
-    because: ArcSwap<String>,
+    /// Why there is no segment, since it was first wanted.
+    because: ArcSwapOption<String>,
     is_warned: AtomicBool,
     record: Record,
     told: Told,
@@ -93,7 +93,7 @@ impl Seat {
             name: name.into(),
             attached: ArcSwapOption::empty(),
             attach_from: AtomicI64::new(0),
-            because: ArcSwap::from_pointee("nothing was read yet".to_owned()),
+            because: ArcSwapOption::empty(),
             is_warned: AtomicBool::new(false),
             record: Record::default(),
             told: Told::default(),
@@ -261,14 +261,18 @@ impl Seat {
             tracing::warn!(cache = &*self.name, because, "reads of this cache go over the socket");
         }
         self.attached.store(None);
-        self.because.store(Arc::new(because));
+        self.because.store(Some(Arc::new(because)));
         self.attach_from.store(boot_ms() + again.as_millis() as BootMs, Ordering::Relaxed);
     }
 
     /// How this cache is read right now.
     pub(crate) fn path(&self) -> ReadPath {
         match &*self.attached.load() {
-            None => ReadPath::Socket { because: self.because.load().to_string() },
+            None => {
+                let because = self.because.load();
+                let because = because.as_ref().map_or("nothing was asked for yet", |because| because);
+                ReadPath::Socket { because: because.to_owned() }
+            }
             Some(attached) => match attached.reader.why_not(now(attached)) {
                 None => ReadPath::Shared,
                 Some(because) => ReadPath::Socket { because: because.to_owned() },
@@ -317,6 +321,9 @@ impl Seat {
         }
         let Totals { hits, misses } = self.record.totals();
         let path = self.path();
+        if self.attached.load().is_none() && self.because.load().is_none() {
+            return None;
+        }
         let is_news = hits != self.told.hits.load(Ordering::Relaxed)
             || misses != self.told.misses.load(Ordering::Relaxed)
             || self.told.path.load().as_deref() != Some(&path);

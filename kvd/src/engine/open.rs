@@ -91,6 +91,7 @@ impl Engine {
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.now());
+        clock.show_on(&control);
         let wait =
             if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
@@ -270,7 +271,6 @@ impl Engine {
     fn beat(&self) {
         while !self.closing.load(Ordering::Acquire) {
             self.control.heartbeat(self.clock.now());
-            self.control.set_time_offset(self.clock.offset_ms());
             self.store.alive();
             std::thread::park_timeout(HEARTBEAT_EVERY);
         }
