@@ -11,5 +11,7 @@ mod hostile;
 mod life;
 mod lifecycle;
 mod operations;
+mod shared;
 mod support;
+mod torn;
 mod worker;

@@ -23,6 +23,12 @@ pub(crate) fn spawn(role: &str, socket: &Path, vars: &[(&str, String)]) -> Child
 #[test]
 fn process() {
     match std::env::var(ROLE).as_deref() {
+        Ok("watcher") => crate::shared::watcher(),
+        Ok("quiet") => crate::shared::quiet_reader(),
+        Ok("old-kernel") => crate::shared::on_an_old_kernel(),
+        Ok("reader") => crate::shared::reader(),
+        Ok("container") => crate::shared::in_a_container(),
+        Ok("torn") => crate::torn::reader(),
         Ok("storm") => crate::crash::storm_worker(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),

@@ -278,6 +278,8 @@ pub struct CacheStats {
     pub shared_hits: u64,
     /// Keys known, without asking, not to be there.
     pub shared_misses: u64,
+    /// How often the writer has reused memory while it was being copied; those reads started over.
+    pub times_overtaken: u64,
     /// Reads that had to ask, by reason.
     pub fallbacks: Fallbacks,
 }

@@ -13,7 +13,9 @@ const SOCKET: &str = "KVD_TEST_FORK_SOCKET";
 
 fn main() {
     if let Some(socket) = std::env::var_os(SOCKET) {
-        return child(Client::builder().socket(socket).shared_memory(false).build().expect("the daemon is there"));
+        return child(
+            Client::builder().socket(socket).shared_memory(false).build().expect("the daemon is there"),
+        );
     }
     let fake = Fake::start();
     let output = Command::new(std::env::current_exe().expect("this program has a path"))

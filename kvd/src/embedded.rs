@@ -49,7 +49,7 @@ impl Embedded {
     /// As [`Embedded::open`], and when the configuration does not hold together.
     pub fn with(config: Config) -> Result<Embedded, StartError> {
         let engine = Engine::open(config, Clock::system())?;
-        let client = Client::builder().direct(Arc::new(Calls(Arc::clone(&engine))));
+        let client = direct(&engine);
         Ok(Embedded { engine, client })
     }
 
@@ -74,6 +74,11 @@ impl Drop for Embedded {
             tracing::error!(%failure, "the store was not closed cleanly; the next open replays its log");
         }
     }
+}
+
+/// A client that calls the engine in its own thread.
+pub(crate) fn direct(engine: &Arc<Engine>) -> Client {
+    Client::builder().direct(Arc::new(Calls(Arc::clone(engine))))
 }
 
 /// The engine as a client's way to the data.

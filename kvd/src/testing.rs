@@ -91,6 +91,14 @@ impl TestServer {
     }
 }
 
+impl TestServer {
+    /// A client that applies its requests in the calling thread, without a socket: for writing as fast as can be.
+    #[must_use]
+    pub fn direct(&self) -> Client {
+        crate::embedded::direct(&self.engine)
+    }
+}
+
 impl Drop for TestServer {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {

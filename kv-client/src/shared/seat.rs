@@ -288,6 +288,7 @@ impl Seat {
             path: self.path(),
             shared_hits: hits,
             shared_misses: misses,
+            times_overtaken: self.attached.load().as_ref().map_or(0, |a| a.reader.times_overtaken()),
             fallbacks: Fallbacks {
                 not_attached: asked(None),
                 not_resident: asked(Some(Reason::Mark)) + asked(Some(Reason::Side)),

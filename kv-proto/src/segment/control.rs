@@ -49,23 +49,26 @@ impl SegmentState {
 pub struct Control {
     words: Arc<Words>,
     fd: Option<OwnedFd>,
+    why_private: Option<String>,
 }
 
 impl Control {
-    /// A new page in sealed shared memory.
+    /// A new page in sealed shared memory; in this process's own where the kernel has none.
     ///
     /// # Errors
-    /// When the kernel gives no memfd.
+    /// When there is no memory or no descriptor.
     #[cfg(not(loom))]
     pub fn create(run_id: u64) -> io::Result<Arc<Control>> {
-        let (words, fd) = Words::memfd(c"kvd-control", CONTROL_WORDS * super::words::WORD_BYTES)?;
-        Ok(Control::on(words, Some(fd), run_id))
+        let bytes = CONTROL_WORDS * super::words::WORD_BYTES;
+        let (words, fd) = Words::memfd_or_private(c"kvd-control", bytes)?;
+        Ok(Control::on(words, fd.map_err(|refusal| refusal.to_string()), run_id))
     }
 
     /// A new page in this process's own memory.
     #[must_use]
     pub fn private(run_id: u64) -> Arc<Control> {
-        Control::on(Words::heap(if cfg!(loom) { C_COMMITTED + 1 } else { CONTROL_WORDS }), None, run_id)
+        let words = Words::heap(if cfg!(loom) { C_COMMITTED + 1 } else { CONTROL_WORDS });
+        Control::on(words, Err("it was made so".to_owned()), run_id)
     }
 
     /// The page of a daemon, by the descriptor it handed out.
@@ -85,10 +88,10 @@ impl Control {
             words.load(C_VERSION),
             LAYOUT_VERSION,
         )?;
-        Ok(Arc::new(Control { words, fd: None }))
+        Ok(Arc::new(Control { words, fd: None, why_private: None }))
     }
 
-    fn on(words: Arc<Words>, fd: Option<OwnedFd>, run_id: u64) -> Arc<Control> {
+    fn on(words: Arc<Words>, fd: Result<OwnedFd, String>, run_id: u64) -> Arc<Control> {
         for (at, value) in [
             (C_VERSION, LAYOUT_VERSION),
             (C_RUN_ID, run_id),
@@ -97,13 +100,23 @@ impl Control {
         ] {
             words.store(at, value);
         }
-        Arc::new(Control { words, fd })
+        let (fd, why_private) = match fd {
+            Ok(fd) => (Some(fd), None),
+            Err(why) => (None, Some(why)),
+        };
+        Arc::new(Control { words, fd, why_private })
     }
 
     /// The descriptor to hand to clients; `None` for a private page.
     #[must_use]
     pub fn descriptor(&self) -> Option<&OwnedFd> {
         self.fd.as_ref()
+    }
+
+    /// Why there is no descriptor: what the kernel said when it was to be made in sealed memory.
+    #[must_use]
+    pub fn why_private(&self) -> Option<&str> {
+        self.why_private.as_deref()
     }
 
     /// The run of the daemon that made it.

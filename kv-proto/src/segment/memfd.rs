@@ -50,6 +50,23 @@ impl Words {
         Ok((words, fd))
     }
 
+    /// As [`Words::memfd`]; where the kernel has no sealed memory, or a policy forbids it, memory of this process alone and
+    /// the kernel's reason.
+    ///
+    /// # Errors
+    /// What will pass or can be helped: no memory, no descriptors.
+    pub fn memfd_or_private(name: &CStr, bytes: usize) -> io::Result<(Arc<Words>, io::Result<OwnedFd>)> {
+        match Words::memfd(name, bytes) {
+            Ok((words, fd)) => Ok((words, Ok(fd))),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOSYS | Errno::PERM | Errno::ACCESS | Errno::INVAL) => {
+                    Ok((Words::heap(bytes.div_ceil(WORD_BYTES)), Err(error)))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Maps a received descriptor read-only, after checking that nobody can change its size.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! somebody hostile has made: every length is checked against the layout, every loop is bounded.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::control::{Control, SegmentState};
 use super::error::AttachError;
@@ -61,6 +62,7 @@ pub struct Reader {
     seed: u64,
     /// Readers in the daemon itself need no heartbeat.
     checks_heartbeat: bool,
+    overtaken: Arc<AtomicU64>,
 }
 
 /// Overtaken, or half of a commit: start over.
@@ -73,7 +75,8 @@ impl Reader {
     /// When the header is not one this build reads.
     pub fn attach(control: Arc<Control>, words: Arc<Words>) -> Result<Reader, AttachError> {
         let geometry = Geometry::parse(&words)?;
-        Ok(Reader { seed: words.load(H_SEED), words, control, geometry, checks_heartbeat: true })
+        let seed = words.load(H_SEED);
+        Ok(Reader { words, control, geometry, seed, checks_heartbeat: true, overtaken: Arc::default() })
     }
 
     pub(super) fn of_writer(
@@ -82,7 +85,7 @@ impl Reader {
         geometry: Geometry,
         seed: u64,
     ) -> Reader {
-        Reader { words, control, geometry, seed, checks_heartbeat: false }
+        Reader { words, control, geometry, seed, checks_heartbeat: false, overtaken: Arc::default() }
     }
 
     /// The hash that the other calls want.
@@ -197,6 +200,18 @@ impl Reader {
     fn is_usable(&self, now: BootMs) -> bool {
         let is_live = self.words.load(H_STATE) == SegmentState::Live.word();
         is_live && (!self.checks_heartbeat || self.control.is_live(now))
+    }
+
+    /// How often the writer has reused memory while it was being copied here; those reads started over.
+    #[must_use]
+    pub fn times_overtaken(&self) -> u64 {
+        self.overtaken.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn overtaken(&self) -> Again {
+        self.overtaken.fetch_add(1, Ordering::Relaxed);
+        Again
     }
 
     fn prefetch_item(&self, hash: u64) {
@@ -342,7 +357,7 @@ impl Reader {
         // SYNC(ring-tail): pairs with W1. If any word came from a later lap, this makes the tail of that lap visible.
         fence(Ordering::Acquire); // MUTANT(tail-fence)
         if words.load(H_TAIL[ring as usize]) > position {
-            return Err(Again); // MUTANT(tail-check)
+            return Err(self.overtaken()); // MUTANT(tail-check)
         }
         Ok(())
     }

@@ -28,7 +28,11 @@ pub(super) struct Common {
 impl Common {
     /// Connects to the daemon.
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        let mut builder = Client::builder().name("kvd command line").op_timeout(self.timeout);
+        let mut builder = Client::builder()
+            .name("kvd command line")
+            .op_timeout(self.timeout)
+            // One read is not worth a segment.
+            .shared_memory(false);
         if let Some(socket) = &self.socket {
             builder = builder.socket(socket);
         }

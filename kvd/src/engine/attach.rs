@@ -21,11 +21,18 @@ pub struct Handed {
 }
 
 impl Handed {
+    /// `None` where the kernel has no sealed memory.
+    fn of(control: &Arc<Control>, view: Arc<View>) -> Option<Handed> {
+        let has_both = control.descriptor().is_some() && view.descriptor.is_some();
+        has_both.then(|| Handed { control: Arc::clone(control), view })
+    }
+
     /// In the order in which clients expect them.
     #[must_use]
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        let control = self.control.descriptor().expect("the engine's control page is a memfd");
-        [control.as_fd(), self.view.descriptor.as_fd()]
+        let both = self.control.descriptor().zip(self.view.descriptor.as_ref());
+        let (control, segment) = both.expect("`of` has seen both, and they never change");
+        [control.as_fd(), segment.as_fd()]
     }
 }
 
@@ -45,7 +52,11 @@ impl Engine {
                 format!("cache {} is not shared: its configuration says shared = false", cache.name),
             ));
         }
-        let handed = Handed { control: Arc::clone(&self.control), view: cache.view.load_full() };
+        let handed = Handed::of(&self.control, cache.view.load_full()).ok_or_else(|| {
+            let why = self.control.why_private().unwrap_or("the kernel gave it to the control page only");
+            let message = format!("this machine gives the daemon no sealed memory to share: {why}");
+            Failure::new(ErrorKind::Config, message)
+        })?;
         encode_into(out, &Response::Attached { segment: handed.view.segment });
         Ok(handed)
     }

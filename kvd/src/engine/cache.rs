@@ -39,8 +39,8 @@ pub(crate) struct View {
     pub(crate) hits: Arc<Hits>,
     /// Names the segment within this run of the daemon.
     pub(crate) segment: u64,
-    /// What clients map.
-    pub(crate) descriptor: OwnedFd,
+    /// What clients map; without it they cannot.
+    pub(crate) descriptor: Option<OwnedFd>,
 }
 
 /// The part of a cache that only the holder of the engine's mutex touches.

@@ -103,12 +103,13 @@ impl Engine {
         side_bytes: u64,
         stamps: &CacheStamps,
     ) -> Result<Made, Failure> {
-        let (words, descriptor) = Words::memfd(c"kvd-segment", geometry.bytes()).map_err(|cause| {
-            Failure::new(
-                ErrorKind::Config,
-                format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()),
-            )
-        })?;
+        let (words, descriptor) =
+            Words::memfd_or_private(c"kvd-segment", geometry.bytes()).map_err(|cause| {
+                Failure::new(
+                    ErrorKind::Config,
+                    format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()),
+                )
+            })?;
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
         let mut writer = Writer::create(words, geometry, seed, backed, self.control.committed());
         let prefixes = stamps.prefixes.iter().flat_map(|(prefix, gone, stale)| {
@@ -117,7 +118,12 @@ impl Engine {
         let prefixes = prefixes.filter(|(_, _, stamp)| *stamp > 0);
         writer.load_stamps(stamps.clear, stamps.stale, stamps.tags.iter().copied(), prefixes);
         let segment = self.segments.fetch_add(1, Ordering::Relaxed) + 1;
-        let view = View { reader: writer.reader(&self.control), hits: writer.hits(), segment, descriptor };
+        let view = View {
+            reader: writer.reader(&self.control),
+            hits: writer.hits(),
+            segment,
+            descriptor: descriptor.ok(),
+        };
         let side = SideStore::new(side_bytes);
         let memory = Memory { writer, side, sweep: SweepCursor::default(), sweep_began: 0, swept: 0 };
         Ok(Made { memory, view })

@@ -89,6 +89,9 @@ impl Engine {
         let (store, recovered) = Store::open(options, clock.clone(), disk)?;
         let run_id = fastrand::u64(1..);
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;
+        if let Some(why) = control.why_private() {
+            tracing::warn!("no sealed memory can be made ({why}): everything is read over the socket");
+        }
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.now());
         clock.show_on(&control);
