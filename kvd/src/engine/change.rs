@@ -81,24 +81,33 @@ impl Engine {
         self.wait_until_writable(deadline)?;
         let mut fetched: Vec<Option<Fetched>> = targets.iter().map(|_| None).collect();
         let mut permit: Option<Permit> = None;
+        let mut ahead = None;
+        if targets.iter().all(|target| !target.look) {
+            // What is there does not matter, so room is asked for before the mutex is taken, instead of taking it twice.
+            let now = self.clock.now();
+            let decision = decide(&targets.iter().map(|_| None).collect::<Vec<_>>(), now)?;
+            permit = self.admit(targets, &decision.actions, ack, deadline)?;
+            ahead = Some((now, decision));
+        }
         for _ in 0..TRIES_MAX {
             let mut state = self.lock();
             let now = self.clock.now();
-            let looks = match look_in_memory(&mut state, targets, &fetched, now) {
-                Ok(looks) => looks,
-                Err(missing) => {
-                    drop(state);
-                    for index in missing {
-                        fetched[index] = Some(self.fetch(&targets[index])?);
+            let decision = match ahead.take() {
+                Some((at, decision)) if at == now => decision,
+                Some(_) | None => match look_in_memory(&mut state, targets, &fetched, now) {
+                    Ok(looks) => decide(&looks, now)?,
+                    Err(missing) => {
+                        drop(state);
+                        for index in missing {
+                            fetched[index] = Some(self.fetch(&targets[index])?);
+                        }
+                        continue;
                     }
-                    continue;
-                }
+                },
             };
-            let decision = decide(&looks, now)?;
-            let bytes = bytes_to_log(targets, &decision.actions);
-            if permit.as_ref().map_or(0, Permit::bytes) < bytes {
+            if permit.as_ref().map_or(0, Permit::bytes) < bytes_to_log(targets, &decision.actions) {
                 drop(state);
-                permit = Some(self.admit(targets, bytes, ack, deadline)?);
+                permit = self.admit(targets, &decision.actions, ack, deadline)?;
                 continue;
             }
             if decision.actions.iter().all(|action| matches!(action, Action::Keep)) {
@@ -148,17 +157,22 @@ impl Engine {
         freshness
     }
 
+    /// Asks the store for the room that `actions` take; none for those that are not logged.
     fn admit(
         &self,
         targets: &[Target<'_>],
-        bytes: usize,
+        actions: &[Action<'_>],
         ack: Durability,
         deadline: Instant,
-    ) -> Result<Permit, Failure> {
+    ) -> Result<Option<Permit>, Failure> {
+        let bytes = bytes_to_log(targets, actions);
+        if bytes == 0 {
+            return Ok(None);
+        }
         let mut caches: Vec<_> = targets.iter().filter(|t| t.cache.on_disk()).map(|t| t.cache.id).collect();
         caches.sort_unstable();
         caches.dedup();
-        Ok(self.store.admit(&caches, bytes, ack, deadline)?)
+        Ok(Some(self.store.admit(&caches, bytes, ack, deadline)?))
     }
 
     /// Logs and publishes a decision under the next sequence.

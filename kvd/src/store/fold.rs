@@ -204,7 +204,7 @@ impl Flusher {
                 if items % ENTRIES_A_LOOK == 0
                     && self.shared.clock.instant().duration_since(begin) > self.chunk_time()
                 {
-                    last = Some(key.clone());
+                    last = Some(Box::from(&**key));
                     break;
                 }
             }

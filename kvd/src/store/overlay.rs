@@ -4,9 +4,10 @@
 //! `active` takes what is appended; `frozen` is exactly the newest versions up to the flush a running fold moves. An entry
 //! must not leave before the tree that holds it is on stable storage.
 
+use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use kv_proto::Version;
@@ -48,6 +49,68 @@ pub(super) fn split(tree_key: &[u8]) -> (CacheId, &[u8]) {
     }
 }
 
+/// Keys of at most this many bytes lie in the nodes of a layer's map.
+const INLINE_BYTES: usize = 30;
+
+/// A tree key in a layer's map. A search compares with some thirty keys; each that lies behind a pointer is a miss of the
+/// processor's caches, under the engine's mutex.
+#[derive(Debug, Clone)]
+pub(super) enum MapKey {
+    Inline { len: u8, bytes: [u8; INLINE_BYTES] },
+    Boxed(Box<[u8]>),
+}
+
+impl MapKey {
+    fn new(tree_key: &[u8]) -> MapKey {
+        let mut bytes = [0; INLINE_BYTES];
+        match bytes.get_mut(..tree_key.len()) {
+            Some(inline) => {
+                inline.copy_from_slice(tree_key);
+                MapKey::Inline { len: tree_key.len() as u8, bytes }
+            }
+            None => MapKey::Boxed(tree_key.into()),
+        }
+    }
+}
+
+impl Deref for MapKey {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            MapKey::Inline { len, bytes } => &bytes[..usize::from(*len)],
+            MapKey::Boxed(bytes) => bytes,
+        }
+    }
+}
+
+// Compared as the slice that the map is asked with: `Borrow` demands it.
+impl Borrow<[u8]> for MapKey {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Ord for MapKey {
+    fn cmp(&self, other: &MapKey) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl PartialOrd for MapKey {
+    fn partial_cmp(&self, other: &MapKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for MapKey {
+    fn eq(&self, other: &MapKey) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for MapKey {}
+
 /// The newest change of a key in a layer: a record, or that there is none.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -55,7 +118,7 @@ pub(super) struct Entry {
     pub(super) record: Option<Arc<[u8]>>,
 }
 
-pub(super) type Map = BTreeMap<Box<[u8]>, Entry>;
+pub(super) type Map = BTreeMap<MapKey, Entry>;
 /// A tree key and what a layer has of it.
 pub(super) type KeyEntry = (Box<[u8]>, Entry);
 /// A tree key and a record.
@@ -143,7 +206,7 @@ impl Layer {
             *found = entry;
         } else {
             self.bytes += tree_key.as_slice().len() + record_bytes + ENTRY_OVERHEAD_BYTES;
-            self.map.insert(Box::from(tree_key.as_slice()), entry);
+            self.map.insert(MapKey::new(tree_key.as_slice()), entry);
         }
     }
 
@@ -221,7 +284,7 @@ impl Overlay {
             if copied.len() == entries_max {
                 return (copied, true);
             }
-            copied.push((key.clone(), entry.clone()));
+            copied.push((Box::from(&**key), entry.clone()));
         }
     }
 }
