@@ -34,6 +34,12 @@ impl Clock {
         read_ms(ClockId::CLOCK_BOOTTIME) + self.boot_offset_ms.load(Ordering::Relaxed)
     }
 
+    /// What heartbeats are stamped with, in milliseconds; never moved by tests.
+    #[must_use]
+    pub fn beat_ms(&self) -> i64 {
+        read_ms(ClockId::CLOCK_MONOTONIC_COARSE)
+    }
+
     /// Milliseconds since 1970, by the wall clock: may step.
     #[must_use]
     pub fn wall_ms(&self) -> i64 {

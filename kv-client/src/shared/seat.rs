@@ -3,7 +3,7 @@
 //! Called by the `Cache` types of both clients for every read. A read here is a few loads and a copy; it must never make a
 //! system call, wait, or answer from a segment whose daemon may be dead.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use kv_proto::BootMs;
 use kv_proto::limits::KEY_BYTES_MAX;
-use kv_proto::segment::{Freshness, ManyOutcome, Meta, Outcome, Reason};
+use kv_proto::segment::{Control, Freshness, ManyOutcome, Meta, Outcome, Reason, Time};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::attach::{Attached, Refusal, attach};
@@ -21,13 +21,13 @@ use crate::ops::{self, Sending};
 use crate::options::Settings;
 
 /// A reader that makes no request tells what it read this often, in milliseconds.
-const TELL_EVERY_MS: BootMs = 1_000;
+const TELL_EVERY_MS: i64 = 1_000;
 /// A request takes along what was read if the last report is this old, in milliseconds.
-const TELL_ALONG_MS: BootMs = 100;
+const TELL_ALONG_MS: i64 = 100;
 /// A thread keeps no larger buffer than this for its reads.
 const SCRATCH_BYTES_MAX: usize = 1 << 20;
 /// Nobody else tries to attach while one may still be trying, in milliseconds beyond its deadline.
-const CLAIM_SLACK_MS: BootMs = 100;
+const CLAIM_SLACK_MS: i64 = 100;
 
 /// What shared memory said.
 #[derive(Debug)]
@@ -53,7 +53,11 @@ pub(crate) enum Parts {
 #[derive(Debug)]
 pub(crate) struct Seat {
     name: Box<str>,
+    /// Names this seat among all of the process.
+    id: u64,
     attached: ArcSwapOption<Attached>,
+    /// Counts changes of `attached`, so that threads can keep what they know of it.
+    generation: AtomicU64,
     /// Nobody attaches before this moment; whoever moves it on attaches.
     attach_from: AtomicI64,
     /// Why there is no segment, since it was first wanted.
@@ -91,7 +95,9 @@ impl Seat {
     pub(super) fn new(name: &str) -> Seat {
         Seat {
             name: name.into(),
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             attached: ArcSwapOption::empty(),
+            generation: AtomicU64::new(0),
             attach_from: AtomicI64::new(0),
             because: ArcSwapOption::empty(),
             is_warned: AtomicBool::new(false),
@@ -154,26 +160,52 @@ impl Seat {
     /// Looks a key up.
     #[inline]
     fn get(&self, key: &[u8], buffer: &mut Vec<u8>, is_due: &mut bool) -> Read {
-        let attached = self.attached.load();
-        let Some(attached) = &*attached else { return self.ask(None) };
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             // No key: whoever asks is told so.
             return Read::Ask;
         }
-        let now = now(attached);
-        match attached.reader.get(attached.reader.hash(key), key, now, buffer) {
-            Outcome::Hit(meta) => {
-                self.record.hit(meta.place);
-                *is_due = self.is_due(now);
-                Read::Hit(meta)
+        self.with_attached(|attached| {
+            let Some(attached) = attached else { return self.ask(None) };
+            let time = Now::of(&attached.control);
+            match attached.reader.get(attached.reader.hash(key), key, time, buffer) {
+                Outcome::Hit(meta) => {
+                    self.record.hit(meta.place);
+                    *is_due = self.is_due(time);
+                    Read::Hit(meta)
+                }
+                Outcome::Miss => {
+                    self.record.miss();
+                    *is_due = self.is_due(time);
+                    Read::Miss
+                }
+                Outcome::Ask(reason) => self.ask(Some(reason)),
             }
-            Outcome::Miss => {
-                self.record.miss();
-                *is_due = self.is_due(now);
-                Read::Miss
+        })
+    }
+
+    /// Reads with what this thread knows of the segment. A count of references in common would be a locked instruction, and
+    /// that would keep the processor from overlapping one read with the next: half of what reads in a row cost.
+    #[inline]
+    fn with_attached<T>(&self, read: impl FnOnce(Option<&Attached>) -> T) -> T {
+        KNOWN.with_borrow_mut(|known| {
+            let known = &mut known[self.id as usize % KNOWN_MAX];
+            if known.seat != self.id || known.generation != self.generation.load(Ordering::Acquire) {
+                self.learn(known);
             }
-            Outcome::Ask(reason) => self.ask(Some(reason)),
-        }
+            read(known.attached.as_deref())
+        })
+    }
+
+    #[cold]
+    fn learn(&self, known: &mut Known) {
+        let generation = self.generation.load(Ordering::Acquire);
+        *known = Known { seat: self.id, generation, attached: self.attached.load_full() };
+    }
+
+    fn set_attached(&self, attached: Option<Arc<Attached>>) {
+        self.attached.store(attached);
+        // After the store: whoever sees the number sees at least this segment.
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Looks many keys up as of one moment: their bytes in `buffer`, answers in `found`. False: ask the daemon for all.
@@ -184,18 +216,18 @@ impl Seat {
         found: &mut Vec<ManyOutcome>,
         is_due: &mut bool,
     ) -> bool {
+        if keys.iter().any(|key| key.as_ref().is_empty() || key.as_ref().len() > KEY_BYTES_MAX) {
+            return false;
+        }
         let attached = self.attached.load();
         let Some(attached) = &*attached else {
             self.ask(None);
             return false;
         };
-        if keys.iter().any(|key| key.as_ref().is_empty() || key.as_ref().len() > KEY_BYTES_MAX) {
-            return false;
-        }
-        let now = now(attached);
+        let time = Now::of(&attached.control);
         let hashed: Vec<(u64, &[u8])> =
             keys.iter().map(|key| (attached.reader.hash(key.as_ref()), key.as_ref())).collect();
-        if let Err(reason) = attached.reader.get_many(&hashed, now, buffer, found) {
+        if let Err(reason) = attached.reader.get_many(&hashed, time, buffer, found) {
             self.ask(Some(reason));
             return false;
         }
@@ -205,13 +237,13 @@ impl Seat {
                 None => self.record.miss(),
             }
         }
-        *is_due = self.is_due(now);
+        *is_due = self.is_due(time);
         true
     }
 
     /// What the times of an item are counted from.
     fn now(&self) -> BootMs {
-        self.attached.load().as_ref().map_or_else(boot_ms, |attached| now(attached))
+        self.attached.load().as_ref().map_or_else(|| boot_ms(0), |attached| Now::of(&attached.control).now())
     }
 
     #[cold]
@@ -229,7 +261,7 @@ impl Seat {
 
     /// The right to attach until a deadline. Not a lock: a process that forks or dies with it holds up nobody for long.
     pub(crate) fn claim(&self, settings: &Settings) -> Option<Instant> {
-        let now = boot_ms();
+        let now = beat_ms();
         let from = self.attach_from.load(Ordering::Relaxed);
         if !settings.shared_memory || now < from || self.path().is_shared() {
             return None;
@@ -246,10 +278,10 @@ impl Seat {
             Ok(fresh) => {
                 // The places of another segment mean nothing in this one.
                 drop(self.record.take_places());
-                self.told.at.store(boot_ms(), Ordering::Relaxed);
-                self.attached.store(Some(Arc::new(fresh)));
+                self.told.at.store(beat_ms(), Ordering::Relaxed);
+                self.set_attached(Some(Arc::new(fresh)));
                 self.is_warned.store(false, Ordering::Relaxed);
-                self.attach_from.store(boot_ms() + 100, Ordering::Relaxed);
+                self.attach_from.store(beat_ms() + 100, Ordering::Relaxed);
             }
             Err(refusal) => self.refused(refusal),
         }
@@ -260,9 +292,9 @@ impl Seat {
         if is_lasting && !self.is_warned.swap(true, Ordering::Relaxed) {
             tracing::warn!(cache = &*self.name, because, "reads of this cache go over the socket");
         }
-        self.attached.store(None);
+        self.set_attached(None);
         self.because.store(Some(Arc::new(because)));
-        self.attach_from.store(boot_ms() + again.as_millis() as BootMs, Ordering::Relaxed);
+        self.attach_from.store(beat_ms() + again.as_millis() as i64, Ordering::Relaxed);
     }
 
     /// How this cache is read right now.
@@ -273,7 +305,7 @@ impl Seat {
                 let because = because.as_ref().map_or("nothing was asked for yet", |because| because);
                 ReadPath::Socket { because: because.to_owned() }
             }
-            Some(attached) => match attached.reader.why_not(now(attached)) {
+            Some(attached) => match attached.reader.why_not(Now::of(&attached.control)) {
                 None => ReadPath::Shared,
                 Some(because) => ReadPath::Socket { because: because.to_owned() },
             },
@@ -300,8 +332,8 @@ impl Seat {
     }
 
     #[inline]
-    fn is_due(&self, now: BootMs) -> bool {
-        now - self.told.at.load(Ordering::Relaxed) >= TELL_EVERY_MS
+    fn is_due(&self, time: impl Time) -> bool {
+        time.beat_ms() - self.told.at.load(Ordering::Relaxed) >= TELL_EVERY_MS
     }
 
     /// The report that is due, if anything was read since the last.
@@ -314,9 +346,9 @@ impl Seat {
         self.report_after(TELL_ALONG_MS)
     }
 
-    fn report_after(&self, ms: BootMs) -> Option<Sending> {
+    fn report_after(&self, ms: i64) -> Option<Sending> {
         let at = self.told.at.load(Ordering::Relaxed);
-        let now = boot_ms();
+        let now = beat_ms();
         if now - at < ms {
             return None;
         }
@@ -361,15 +393,58 @@ pub(crate) fn give_back(mut buffer: Vec<u8>) {
 
 thread_local!(static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
 
-/// The daemon's time: that of the machine, plus what tests have added.
-#[inline]
-fn now(attached: &Attached) -> BootMs {
-    boot_ms() + attached.control.time_offset_ms()
+/// What a thread knows of a seat's segment. A thread that never reads again keeps the memory of one that has been replaced
+/// mapped until it ends; there are few of each.
+struct Known {
+    seat: u64,
+    generation: u64,
+    attached: Option<Arc<Attached>>,
 }
 
-/// Milliseconds since the machine booted; answered by the vDSO, without a system call.
+const KNOWN_MAX: usize = 16;
+const UNKNOWN: Known = Known { seat: 0, generation: 0, attached: None };
+/// Seats are numbered from one.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+thread_local!(static KNOWN: RefCell<[Known; KNOWN_MAX]> = const { RefCell::new([UNKNOWN; KNOWN_MAX]) });
+
+/// The machine's clocks, read when they are asked for, plus what tests have added. Answered by the vDSO, without a system
+/// call.
+#[derive(Clone, Copy)]
+struct Now<'a> {
+    control: &'a Control,
+    beat_ms: i64,
+}
+
+impl<'a> Now<'a> {
+    #[inline]
+    fn of(control: &'a Control) -> Now<'a> {
+        Now { control, beat_ms: beat_ms() }
+    }
+}
+
+impl Time for Now<'_> {
+    #[inline]
+    fn beat_ms(self) -> i64 {
+        self.beat_ms
+    }
+
+    #[inline]
+    fn now(self) -> BootMs {
+        boot_ms(self.control.time_offset_ms())
+    }
+}
+
+fn boot_ms(offset_ms: i64) -> BootMs {
+    whole_ms(ClockId::Boottime) + offset_ms
+}
+
 #[inline]
-fn boot_ms() -> BootMs {
-    let time = clock_gettime(ClockId::Boottime);
+fn beat_ms() -> i64 {
+    whole_ms(ClockId::MonotonicCoarse)
+}
+
+#[inline]
+fn whole_ms(clock: ClockId) -> i64 {
+    let time = clock_gettime(clock);
     time.tv_sec * 1_000 + time.tv_nsec / 1_000_000
 }

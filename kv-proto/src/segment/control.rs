@@ -21,7 +21,28 @@ const C_COMMITTED: usize = 24;
 const CONTROL_WORDS: usize = 512;
 
 /// A heartbeat older than this, in milliseconds, or in the future: the daemon is not trusted to be alive.
-pub const HEARTBEAT_STALE_MS: BootMs = 500;
+pub const HEARTBEAT_STALE_MS: i64 = 500;
+
+/// Where a read takes the time from: it asks only for what it needs. Tests and the daemon give a plain moment.
+pub trait Time: Copy {
+    /// Milliseconds of the clock of heartbeats, `CLOCK_MONOTONIC_COARSE`: cheap, asked for by every read.
+    fn beat_ms(self) -> i64;
+    /// The moment that lives of items are held against; asked for only where an item has an end. Reading an exact clock waits
+    /// for all earlier loads of the processor, so that reads in a row cannot overlap.
+    fn now(self) -> BootMs;
+}
+
+impl Time for BootMs {
+    #[inline]
+    fn beat_ms(self) -> i64 {
+        self
+    }
+
+    #[inline]
+    fn now(self) -> BootMs {
+        self
+    }
+}
 
 /// What a state word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,16 +163,16 @@ impl Control {
         self.words.store(C_COMMITTED, version);
     }
 
-    /// Stamps the heartbeat.
-    pub fn heartbeat(&self, now: BootMs) {
-        self.words.store(C_HEARTBEAT, now as u64);
+    /// Stamps the heartbeat, by the clock of [`Time::beat_ms`]: awake time, as a new daemon measures its wait.
+    pub fn heartbeat(&self, beat_ms: i64) {
+        self.words.store(C_HEARTBEAT, beat_ms as u64);
     }
 
     /// Whether the daemon was alive within the bound and has not said good-bye.
     #[inline]
     #[must_use]
-    pub fn is_live(&self, now: BootMs) -> bool {
-        let age = now.wrapping_sub(self.words.load(C_HEARTBEAT) as BootMs);
+    pub fn is_live(&self, beat_ms: i64) -> bool {
+        let age = beat_ms.wrapping_sub(self.words.load(C_HEARTBEAT) as i64);
         self.words.load(C_STATE) == SegmentState::Live.word() && (0..=HEARTBEAT_STALE_MS).contains(&age)
     }
 

@@ -26,7 +26,7 @@ pub(crate) mod sync;
 mod words;
 mod writer;
 
-pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState};
+pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState, Time};
 pub use error::AttachError;
 pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};

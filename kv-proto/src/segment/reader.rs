@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::control::{Control, SegmentState};
+use super::control::{Control, SegmentState, Time};
 use super::error::AttachError;
 use super::item::{Freshness, Front, Head, Life, Meta, Place};
 use super::layout::{Geometry, H_INDEX_COMPLETE, H_SEED, H_STATE, H_TAIL, Ring, SLOTS, Slot, bucket, slot};
@@ -96,14 +96,14 @@ impl Reader {
     }
 
     /// Looks a key up. On a hit `buffer` holds the item's bytes, else it is empty.
-    pub fn get(&self, hash: u64, key: &[u8], now: BootMs, buffer: &mut Vec<u8>) -> Outcome {
+    pub fn get(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Outcome {
         for _ in 0..STARTS_MAX {
             buffer.clear();
             let committed = self.control.committed(); // R0
-            if !self.is_usable(now) {
+            if !self.is_usable(time) {
                 return Outcome::Ask(Reason::State);
             }
-            match self.look(hash, key, now, committed, Some(&self.control), buffer) {
+            match self.look(hash, key, time, committed, Some(&self.control), buffer) {
                 Ok(Outcome::Hit(meta)) => return Outcome::Hit(meta),
                 Ok(outcome) => {
                     buffer.clear();
@@ -123,7 +123,7 @@ impl Reader {
     pub fn get_many(
         &self,
         keys: &[(u64, &[u8])],
-        now: BootMs,
+        time: impl Time,
         buffer: &mut Vec<u8>,
         found: &mut Vec<ManyOutcome>,
     ) -> Result<Version, Reason> {
@@ -138,13 +138,13 @@ impl Reader {
             buffer.clear();
             found.clear();
             let committed = self.control.committed(); // S: fixed for all keys
-            if !self.is_usable(now) {
+            if !self.is_usable(time) {
                 return Err(Reason::State);
             }
             let mut is_whole = true;
             for (hash, key) in keys {
                 let start = buffer.len();
-                match self.look(*hash, key, now, committed, None, buffer) {
+                match self.look(*hash, key, time, committed, None, buffer) {
                     Ok(Outcome::Hit(meta)) => found.push(Some(meta)),
                     Ok(Outcome::Miss) => {
                         buffer.truncate(start);
@@ -182,24 +182,25 @@ impl Reader {
             .unwrap_or(Freshness::Gone)
     }
 
-    /// Why this segment answers nothing at `now`; `None`: it does.
+    /// Why this segment answers nothing now; `None`: it does.
     #[must_use]
-    pub fn why_not(&self, now: BootMs) -> Option<&'static str> {
+    pub fn why_not(&self, time: impl Time) -> Option<&'static str> {
         let state = self.words.load(H_STATE);
         if state == SegmentState::Superseded.word() {
             Some("another segment has taken its place")
         } else if state != SegmentState::Live.word() {
             Some("the segment is closed")
-        } else if self.checks_heartbeat && !self.control.is_live(now) {
+        } else if self.checks_heartbeat && !self.control.is_live(time.beat_ms()) {
             Some("the daemon has stopped or gives no sign of life")
         } else {
             None
         }
     }
 
-    fn is_usable(&self, now: BootMs) -> bool {
+    #[inline]
+    fn is_usable(&self, time: impl Time) -> bool {
         let is_live = self.words.load(H_STATE) == SegmentState::Live.word();
-        is_live && (!self.checks_heartbeat || self.control.is_live(now))
+        is_live && (!self.checks_heartbeat || self.control.is_live(time.beat_ms()))
     }
 
     /// How often the writer has reused memory while it was being copied here; those reads started over.
@@ -240,7 +241,7 @@ impl Reader {
         &self,
         hash: u64,
         key: &[u8],
-        now: BootMs,
+        time: impl Time,
         mut committed: Version,
         mut renew: Option<&Control>,
         buffer: &mut Vec<u8>,
@@ -281,7 +282,7 @@ impl Reader {
             }
             let life = front.life();
             let verdict =
-                stamps::verdict(words, &self.geometry, &life, front.tag_slots(), key, now, committed);
+                stamps::verdict(words, &self.geometry, &life, front.tag_slots(), key, time, committed);
             let freshness = verdict.map_err(|NotYet| Again)?; // R4
             if freshness != Freshness::Fresh || stamps::consults_prefixes(words, front.version) {
                 // An untagging or refreshing put may have swung the slot before the stamp: then this was not the newest.

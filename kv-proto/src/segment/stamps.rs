@@ -2,12 +2,13 @@
 //!
 //! An item older than a stamp that covers it is gone, or stale. Read by readers and writer alike.
 
+use super::control::Time;
 use super::item::{Freshness, Life};
 use super::layout::{Geometry, H_CLEAR, H_NEWEST_PREFIX, H_NEWEST_TAG, H_STALE};
 use super::sync::{Ordering, fence};
 use super::words::{View, WORD_BYTES, Words, words_for};
 use crate::wire::Effect;
-use crate::{BootMs, Version, limits};
+use crate::{Version, limits};
 
 /// A stamp is newer than what is whole: what it covers cannot be told yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct PrefixClear {
     pub prefix: Vec<u8>,
 }
 
-/// Whether an item of this life, with tags in these slots and this key, may be served at `now` as of `committed`.
+/// Whether an item of this life, with tags in these slots and this key, may be served now as of `committed`.
 #[inline]
 pub(super) fn verdict(
     words: View<'_>,
@@ -34,10 +35,10 @@ pub(super) fn verdict(
     life: &Life,
     tags: impl Iterator<Item = u32>,
     key: &[u8],
-    now: BootMs,
+    time: impl Time,
     committed: Version,
 ) -> Result<Freshness, NotYet> {
-    let mut freshness = by_time(life, now);
+    let mut freshness = by_time(life, time);
     let covers = |stamp: Version| {
         if stamp <= life.version {
             Ok(false)
@@ -83,18 +84,15 @@ pub(super) fn consults_prefixes(words: View<'_>, version: Version) -> bool {
 }
 
 #[inline]
-fn by_time(life: &Life, now: BootMs) -> Freshness {
-    match life.expires {
-        Some(expires) if now >= expires => {
-            if now < expires.saturating_add_unsigned(life.stale_for_ms) {
-                Freshness::Stale
-            } else {
-                Freshness::Gone
-            }
+fn by_time(life: &Life, time: impl Time) -> Freshness {
+    if let Some(expires) = life.expires {
+        let now = time.now();
+        if now >= expires {
+            let is_stale = now < expires.saturating_add_unsigned(life.stale_for_ms);
+            return if is_stale { Freshness::Stale } else { Freshness::Gone };
         }
-        _ if life.stale => Freshness::Stale,
-        _ => Freshness::Fresh,
     }
+    if life.stale { Freshness::Stale } else { Freshness::Fresh }
 }
 
 /// The stamp of this entry if it is newer than `version` and the key begins with its prefix.

@@ -93,7 +93,7 @@ impl Engine {
             tracing::warn!("no sealed memory can be made ({why}): everything is read over the socket");
         }
         control.commit(recovered.sequence_first);
-        control.heartbeat(clock.now());
+        control.heartbeat(clock.beat_ms());
         clock.show_on(&control);
         let wait =
             if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
@@ -273,7 +273,7 @@ impl Engine {
     /// Stamps the heartbeat, and does nothing else: readers trust the segment as long as it beats.
     fn beat(&self) {
         while !self.closing.load(Ordering::Acquire) {
-            self.control.heartbeat(self.clock.now());
+            self.control.heartbeat(self.clock.beat_ms());
             self.store.alive();
             std::thread::park_timeout(HEARTBEAT_EVERY);
         }
