@@ -18,5 +18,6 @@ pub mod protocol;
 pub mod report;
 pub mod rounds;
 pub mod socket;
+pub mod traces;
 
 pub use error::BenchError;

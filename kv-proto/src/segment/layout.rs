@@ -142,6 +142,12 @@ impl Geometry {
         self.words() * WORD_BYTES
     }
 
+    /// Bytes of both rings together.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.ring_words.iter().sum::<usize>() * WORD_BYTES
+    }
+
     pub(super) fn words(&self) -> usize {
         self.ring_at(Ring::Main) + self.ring_words[1]
     }
