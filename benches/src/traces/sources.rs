@@ -35,10 +35,11 @@ pub const HEAD_BYTES: u32 = 16;
 /// See there.
 pub const LIFE_BYTES: u32 = 16;
 /// Made-up sources: objects, accesses at most.
-const OBJECTS: usize = 50_000;
+const OBJECTS: usize = 200_000;
 const ACCESSES_MAX: usize = 2_000_000;
-/// The loop is short: whoever loses it has nothing but misses, however long it is.
-const LOOP_ACCESSES_MAX: usize = 500_000;
+/// The loop is short, and goes around ten times.
+const LOOP_OBJECTS: usize = 50_000;
+const LOOP_ACCESSES_MAX: usize = 10 * LOOP_OBJECTS;
 /// Longest trace read.
 const TRACE_BYTES_MAX: u64 = 400_000_000;
 
@@ -109,7 +110,7 @@ impl Source {
             "scan" => make("Zipf's law over a third, long scans over the rest", scan(), &forever),
             "scan.sizes.ttl" => make("the same, lives mixed, sizes of Facebook's ETC pool", scan(), &sized),
             "loop" => {
-                let accesses = shapes::looped(count.min(LOOP_ACCESSES_MAX), OBJECTS);
+                let accesses = shapes::looped(count.min(LOOP_ACCESSES_MAX), LOOP_OBJECTS);
                 make("one object after the other, over and over", accesses, &forever)
             }
             "web07" => {
