@@ -195,7 +195,7 @@ impl Writer {
         self.counts.evicted += 1;
         if at.ring == Ring::Probation {
             let main = self.items[Ring::Main as usize] as usize;
-            self.ghost.set_length(main);
+            self.ghost.set_length(main + main / 2);
             self.ghost.insert(hash);
         }
         self.leave(Slot::At(at.ring, at.position));
