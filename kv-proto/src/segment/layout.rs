@@ -54,8 +54,12 @@ const _: () = assert!(TAGS_AT.is_multiple_of(BUCKET_WORDS), "buckets begin on ca
 /// traces at their smallest sizes and when hits are lost, less of it for Zipf's law without any memory: a tenth fell
 /// behind LRU at 1 % of `orm-busy`.
 const PROBATION_SHARE: usize = 8;
-/// The largest item of a ring is this fraction of it; a gap of that size stays free.
+/// The largest item of main is this fraction of it; a gap of that size stays free.
 const ITEM_SHARE: usize = if cfg!(loom) { 4 } else { 16 };
+/// The largest item of probation is this fraction of it; what is larger goes straight to main, where it is not weeded out.
+const PROBATION_ITEM_SHARE: usize = 4;
+/// Then main takes whatever probation takes.
+const _: () = assert!(PROBATION_ITEM_SHARE * (PROBATION_SHARE - 1) >= 16 || cfg!(loom));
 /// Items a bucket when it is filled as planned: of seven slots, so that overflow is rare.
 const ITEMS_A_BUCKET: f64 = 2.8;
 /// Without a better guess the index has this fraction of the budget: right for items of some 400 bytes.
@@ -186,7 +190,10 @@ impl Geometry {
 
     /// Words of the largest item a ring takes.
     pub(super) fn item_words_max(&self, ring: Ring) -> usize {
-        self.ring_words(ring) / ITEM_SHARE
+        match ring {
+            Ring::Probation => self.ring_words(ring) / PROBATION_ITEM_SHARE,
+            Ring::Main => self.ring_words(ring) / ITEM_SHARE,
+        }
     }
 
     /// Bytes of the largest item, header included, that memory takes.
