@@ -13,6 +13,7 @@ pub mod error;
 pub mod fleet;
 pub mod html;
 pub mod machine;
+pub mod memory;
 pub mod peers;
 pub mod protocol;
 pub mod report;

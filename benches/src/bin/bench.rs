@@ -17,7 +17,7 @@ use kvd_benches::report::{Report, reached};
 use kvd_benches::rounds::{Items, Runner};
 use kvd_benches::socket::{GOALS, Length, workloads};
 use kvd_benches::traces::{self, Plan, table};
-use kvd_benches::{BenchError, check, html};
+use kvd_benches::{BenchError, check, html, memory};
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Benchmarks of kvd and of what it is compared with")]
@@ -30,6 +30,8 @@ struct Command {
 enum What {
     /// kvd, memcached and Redis over Unix sockets
     Socket(Options),
+    /// What a small item costs beside its key and value: kvd, memcached and Redis
+    Memory(Options),
     /// Compares the load generator with redis-benchmark at the same settings
     CheckLoadgen(Options),
     /// Hit ratios of kvd's eviction, moka, quick_cache, LRU and the optimum on recorded and made-up accesses
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
         What::Client { spec } => return run_client(&spec),
         What::Socket(options) => socket(&options),
         What::Traces(options) => traces(&options),
+        What::Memory(options) => runner(&options).and_then(|runner| memory::run(&runner.places)),
         What::CheckLoadgen(options) => runner(&options).and_then(|runner| check::run(&runner)),
     };
     match done {

@@ -60,8 +60,8 @@ const ITEM_SHARE: usize = if cfg!(loom) { 4 } else { 16 };
 const PROBATION_ITEM_SHARE: usize = 4;
 /// Then main takes whatever probation takes.
 const _: () = assert!(PROBATION_ITEM_SHARE * (PROBATION_SHARE - 1) >= 16 || cfg!(loom));
-/// Items a bucket when it is filled as planned: of seven slots, so that overflow is rare.
-const ITEMS_A_BUCKET: f64 = 2.8;
+/// Items a bucket when it is filled as planned: of seven slots, so that overflow is rare: it displaces 0.6 % of the items.
+const ITEMS_A_BUCKET: f64 = 3.0;
 /// Without a better guess the index has this fraction of the budget: right for items of some 400 bytes.
 const INDEX_SHARE: usize = 16;
 
@@ -88,6 +88,12 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// How many items of a mean size fit this memory if each has its part of the index too.
+    pub(super) fn items_of(&self, mean_words: usize) -> u64 {
+        let words = self.words() - self.index_at;
+        (words as f64 / (mean_words as f64 + BUCKET_WORDS as f64 / ITEMS_A_BUCKET)) as u64
+    }
+
     /// Divides `memory_bytes` for about `items` items and marks; 0: nobody knows yet.
     #[must_use]
     pub fn new(memory_bytes: u64, items: u64) -> Geometry {
