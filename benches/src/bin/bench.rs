@@ -77,7 +77,7 @@ struct Options {
 
 #[derive(Args)]
 struct TracesOptions {
-    /// Ends within a minute: at most 1,000,000 accesses of each source
+    /// Ends within a minute: at most 500,000 accesses of each source
     #[arg(long)]
     quick: bool,
     /// Keeps all figures as JSON in this file
@@ -98,7 +98,7 @@ struct TracesOptions {
 }
 
 /// Accesses of a source with `--quick`.
-const QUICK_ACCESSES_MAX: usize = 1_000_000;
+const QUICK_ACCESSES_MAX: usize = 500_000;
 
 fn main() -> ExitCode {
     let done = match Command::parse().what {
