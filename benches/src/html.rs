@@ -18,14 +18,7 @@ const ROW_PX: f64 = 30.0;
 /// The page.
 #[must_use]
 pub fn page(report: &Report) -> String {
-    let title = format!("kvd bench {}", report.bench);
-    let mut out = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\
-         <h1>{title}</h1><p>{}<br>{}<br><code>{}</code></p>",
-        escape(&report.machine.line()),
-        escape(&report.items),
-        escape(&report.command)
-    );
+    let mut out = head(report.bench, &[&report.machine.line(), &report.items], &report.command);
     if !report.goals.is_empty() {
         out += "<table><tr><th>goal</th><th>measured</th><th>at least</th><th></th></tr>";
         for reached in &report.goals {
@@ -51,6 +44,17 @@ pub fn page(report: &Report) -> String {
     }
     out += "<p class=\"note\">A bar is the median of the rounds, a dot is one round.</p></html>\n";
     out
+}
+
+/// How every page begins: the benchmark, lines about it, the command.
+pub(crate) fn head(bench: &str, lines: &[&str], command: &str) -> String {
+    let title = format!("kvd bench {bench}");
+    let lines: String = lines.iter().map(|line| escape(line) + "<br>").collect();
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title><style>{STYLE}</style>\
+         <h1>{title}</h1><p>{lines}<code>{}</code></p>",
+        escape(command)
+    )
 }
 
 /// Rates: a bar a variant.
@@ -99,7 +103,7 @@ fn latencies(outcome: &Outcome) -> String {
     out + "</table>"
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -13,10 +13,12 @@ pub mod error;
 pub mod fleet;
 pub mod html;
 pub mod machine;
+pub mod memory;
 pub mod peers;
 pub mod protocol;
 pub mod report;
 pub mod rounds;
 pub mod socket;
+pub mod traces;
 
 pub use error::BenchError;

@@ -20,6 +20,8 @@ use crate::protocol::Wire;
 
 /// The memory every server may use for items, in MiB.
 pub const MEMORY_MIB: u64 = 256;
+/// … and kvd without a disk: what a million small items fill, because its index is made for as many as its memory holds.
+pub const SMALL_MEMORY_MIB: u64 = 160;
 /// How long a server may take until it can be connected to.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long a server may take to end before it is killed.
@@ -31,6 +33,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 pub enum Kind {
     /// kvd; writes are `behind` unless a request asks for more.
     Kvd,
+    /// kvd without a disk behind its cache.
+    KvdMemory,
     /// memcached with two threads.
     Memcached,
     /// Redis without persistence.
@@ -54,6 +58,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Kvd => "kvd",
+            Kind::KvdMemory => "kvd_memory",
             Kind::Memcached => "memcached",
             Kind::Redis => "redis",
             Kind::RedisAlways => "redis_always",
@@ -64,7 +69,7 @@ impl Kind {
     #[must_use]
     pub fn wire(self) -> Wire {
         match self {
-            Kind::Kvd => Wire::Kvd,
+            Kind::Kvd | Kind::KvdMemory => Wire::Kvd,
             Kind::Memcached => Wire::Memcached,
             Kind::Redis | Kind::RedisAlways => Wire::Redis,
         }
@@ -72,7 +77,7 @@ impl Kind {
 
     fn program(self, places: &Places) -> &Path {
         match self {
-            Kind::Kvd => &places.kvd,
+            Kind::Kvd | Kind::KvdMemory => &places.kvd,
             Kind::Memcached => Path::new("memcached"),
             Kind::Redis | Kind::RedisAlways => Path::new("redis-server"),
         }
@@ -85,7 +90,9 @@ impl Kind {
     pub fn version(self, places: &Places) -> Result<String, String> {
         let program = self.program(places);
         let advice = match self {
-            Kind::Kvd => "build it with cargo build --release -p kvd, or name it with --kvd",
+            Kind::Kvd | Kind::KvdMemory => {
+                "build it with cargo build --release -p kvd, or name it with --kvd"
+            }
             Kind::Memcached | Kind::Redis | Kind::RedisAlways => "scripts/peers installs it",
         };
         let missing = |what: String| format!("{} {what}; {advice}", program.display());
@@ -106,7 +113,7 @@ impl Kind {
         let socket = self.socket(dir).display().to_string();
         let memory = MEMORY_MIB.to_string();
         match self {
-            Kind::Kvd => {
+            Kind::Kvd | Kind::KvdMemory => {
                 let config = dir.join("kvd.toml").display().to_string();
                 text(&["serve", "--dir", &here, "--config", &config])
             }
@@ -151,11 +158,14 @@ impl Kind {
 
     /// What must lie in the directory before the start.
     fn prepare(self, dir: &Path) -> Result<(), BenchError> {
-        if self != Kind::Kvd {
-            return Ok(());
-        }
+        let durability = match self {
+            Kind::Kvd => "behind",
+            Kind::KvdMemory => "memory",
+            Kind::Memcached | Kind::Redis | Kind::RedisAlways => return Ok(()),
+        };
+        let memory_mib = if self == Kind::KvdMemory { SMALL_MEMORY_MIB } else { MEMORY_MIB };
         let config = format!(
-            "memory = \"{MEMORY_MIB}MiB\"\n\n[caches.{}]\nmemory = \"{MEMORY_MIB}MiB\"\ndurability = \"behind\"\n",
+            "memory = \"{memory_mib}MiB\"\n\n[caches.{}]\nmemory = \"{memory_mib}MiB\"\ndurability = \"{durability}\"\n",
             crate::protocol::CACHE
         );
         std::fs::write(dir.join("kvd.toml"), config).map_err(BenchError::io("writing kvd's configuration"))
@@ -258,6 +268,15 @@ impl Server {
         let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
         let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
         ticks.sum::<f64>() / TICKS_PER_S
+    }
+
+    /// Bytes of its memory that are resident, shared ones too; 0 if that cannot be told.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
     }
 
     fn signal(&self, signal: Signal) -> Result<(), BenchError> {

@@ -16,7 +16,8 @@ use kvd_benches::protocol::Shape;
 use kvd_benches::report::{Report, reached};
 use kvd_benches::rounds::{Items, Runner};
 use kvd_benches::socket::{GOALS, Length, workloads};
-use kvd_benches::{BenchError, check, html};
+use kvd_benches::traces::{self, Plan, table};
+use kvd_benches::{BenchError, check, html, memory};
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Benchmarks of kvd and of what it is compared with")]
@@ -29,8 +30,12 @@ struct Command {
 enum What {
     /// kvd, memcached and Redis over Unix sockets
     Socket(Options),
+    /// What a small item costs beside its key and value: kvd, memcached and Redis
+    Memory(Options),
     /// Compares the load generator with redis-benchmark at the same settings
     CheckLoadgen(Options),
+    /// Hit ratios of kvd's eviction, moka, quick_cache, LRU and the optimum on recorded and made-up accesses
+    Traces(TracesOptions),
     /// One client process (started by the others)
     #[command(hide = true)]
     Client { spec: String },
@@ -70,10 +75,37 @@ struct Options {
     value_bytes: u32,
 }
 
+#[derive(Args)]
+struct TracesOptions {
+    /// Ends within a minute: at most 500,000 accesses of each source
+    #[arg(long)]
+    quick: bool,
+    /// Keeps all figures as JSON in this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes a page with plots into this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Runs only these sources, for example orm-busy,web07
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    only: Vec<String>,
+    /// The folder that has traces/*.trace.xz; what is not there is skipped
+    #[arg(long, env = "KVD_DATA", value_name = "DIR", default_value = "../shared/data")]
+    data: PathBuf,
+    /// Chooses what is made up
+    #[arg(long, env = "KVD_SEED", default_value_t = 1)]
+    seed: u64,
+}
+
+/// Accesses of a source with `--quick`.
+const QUICK_ACCESSES_MAX: usize = 500_000;
+
 fn main() -> ExitCode {
     let done = match Command::parse().what {
         What::Client { spec } => return run_client(&spec),
         What::Socket(options) => socket(&options),
+        What::Traces(options) => traces(&options),
+        What::Memory(options) => runner(&options).and_then(|runner| memory::run(&runner.places)),
         What::CheckLoadgen(options) => runner(&options).and_then(|runner| check::run(&runner)),
     };
     match done {
@@ -158,7 +190,7 @@ fn socket(options: &Options) -> Result<(), BenchError> {
     });
     let report = Report {
         bench: "socket",
-        command: format!("scripts/bench {}", std::env::args().skip(1).collect::<Vec<_>>().join(" ")),
+        command: command(),
         machine,
         versions: versions.to_vec(),
         items: format!(
@@ -176,6 +208,33 @@ fn socket(options: &Options) -> Result<(), BenchError> {
     }
     print!("{}", report.text());
     Ok(())
+}
+
+fn traces(options: &TracesOptions) -> Result<(), BenchError> {
+    if let Some(unknown) = options.only.iter().find(|only| !traces::sources::NAMES.contains(&only.as_str())) {
+        let what = format!("no source {unknown:?}; there are {}", traces::sources::NAMES.join(", "));
+        return Err(BenchError::Server { server: "bench", what });
+    }
+    let machine = Machine::look();
+    let (found, skipped) = traces::run(&Plan {
+        data: options.data.clone(),
+        accesses_max: if options.quick { QUICK_ACCESSES_MAX } else { usize::MAX },
+        only: options.only.clone(),
+        seed: options.seed,
+    })?;
+    let report = table::Report { command: command(), machine, goals: table::goals(&found), found, skipped };
+    if let Some(path) = &options.json {
+        write(path, &serde_json::to_string_pretty(&report).expect("a report has only text and numbers"))?;
+    }
+    if let Some(path) = &options.html {
+        write(path, &report.page())?;
+    }
+    print!("{}", report.text());
+    Ok(())
+}
+
+fn command() -> String {
+    format!("scripts/bench {}", std::env::args().skip(1).collect::<Vec<_>>().join(" "))
 }
 
 fn write(path: &Path, text: &str) -> Result<(), BenchError> {

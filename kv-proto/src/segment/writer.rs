@@ -135,7 +135,7 @@ pub struct Writer {
     tail: [u64; 2],
     /// Tails that readers see; they move in steps.
     tail_seen: [u64; 2],
-    /// Words of the largest item so far: twice that stays free.
+    /// Words of the largest item of main in this lap and the last: room for it stays free.
     largest: [usize; 2],
     hits: Arc<Hits>,
     ghost: Ghost,

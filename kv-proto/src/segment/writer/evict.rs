@@ -28,7 +28,6 @@ impl Writer {
     /// Puts an item at the head of a ring; nobody sees it yet.
     pub(super) fn append(&mut self, version: Version, ring: Ring, item: &NewItem<'_>, now: BootMs) -> At {
         let words = item.words();
-        self.expect(ring, words);
         self.make_room(version, ring, words, now);
         let at = self.take(ring, words);
         let (front, count) = item.front_words();
@@ -42,21 +41,22 @@ impl Writer {
         at
     }
 
-    /// Lets the gap be large enough for an item of `words`, which may be promoted some day.
-    fn expect(&mut self, ring: Ring, words: usize) {
-        self.largest[Ring::Main as usize] = self.largest[Ring::Main as usize].max(words);
-        self.largest[ring as usize] = self.largest[ring as usize].max(words);
+    /// Words not used, the gap among them.
+    fn free(&self, ring: Ring) -> usize {
+        self.geometry.ring_words(ring) - (self.head[ring as usize] - self.tail[ring as usize]) as usize
     }
 
     /// Words free for new items, the gap not counted.
     fn room(&self, ring: Ring) -> usize {
-        let used = (self.head[ring as usize] - self.tail[ring as usize]) as usize;
-        (self.geometry.ring_words(ring) - used).saturating_sub(self.gap(ring))
+        self.free(ring).saturating_sub(self.gap(ring))
     }
 
-    /// The largest item so far, twice: it may have to leave the rest of a lap unused.
+    /// What the largest item that lies in main would take at its head, so that whatever the tail meets can be kept.
     fn gap(&self, ring: Ring) -> usize {
-        2 * self.largest[ring as usize]
+        match ring {
+            Ring::Probation => 0,
+            Ring::Main => self.words_at_head(ring, self.largest[0].max(self.largest[1])),
+        }
     }
 
     /// Words an item takes at the head: itself, and the rest of the lap if it does not fit there.
@@ -76,6 +76,13 @@ impl Writer {
         let head = self.head[ring as usize];
         let left = lap_left(head, ring_words);
         let position = if left < words { head + left as u64 } else { head };
+        if ring == Ring::Main {
+            if self.geometry.offset(ring, position) == 0 {
+                // A new lap: what was appended before the last one is gone.
+                self.largest = [0, self.largest[0]];
+            }
+            self.largest[0] = self.largest[0].max(words);
+        }
         let next = position + words as u64;
         // Before the first word of it is written, the filler's too.
         if next - self.tail_seen[ring as usize] > ring_words as u64 {
@@ -173,7 +180,12 @@ impl Writer {
                 self.hits.set(place, 0);
                 self.counts.promoted += u64::from(hits > 0);
             }
-            Ring::Main if hits > 0 && *second_chances > 0 => {
+            // Near the end of a lap the gap can be too small, because the rest of the lap is not used.
+            Ring::Main
+                if hits > 0
+                    && *second_chances > 0
+                    && self.free(at.ring) >= self.words_at_head(at.ring, words) =>
+            {
                 *second_chances -= 1;
                 self.hits.set(place, hits - 1);
             }
@@ -195,7 +207,7 @@ impl Writer {
         self.counts.evicted += 1;
         if at.ring == Ring::Probation {
             let main = self.items[Ring::Main as usize] as usize;
-            self.ghost.set_length(main);
+            self.ghost.set_length(main + main / 2);
             self.ghost.insert(hash);
         }
         self.leave(Slot::At(at.ring, at.position));

@@ -185,7 +185,7 @@ impl Writer {
         if !self.is_sized && used > main / SIZED_AT_SHARE && self.counts.puts > 0 {
             self.is_sized = true;
             let mean = (self.words_put / self.counts.puts).max(4) as usize;
-            wanted = ((main + self.geometry.ring_words(Ring::Probation)) / mean) as u64;
+            wanted = self.geometry.items_of(mean);
         }
         if puts >= FORGOTTEN_AFTER {
             self.checked = (self.counts.puts, self.counts.forgotten);
