@@ -172,7 +172,7 @@ impl Show {
             room: self.room.map(|room| room as u64),
             memory_bytes: self.memory_bytes,
             kept_on_disk: !plan.memory_only,
-            hits_memory_share: before.plus(sources).memory_share(),
+            sources: Sources { shared: tally.shared_reads as f64, ..before.plus(sources) },
             latency_without: report::percentiles(&latency_without),
             latency_with: report::percentiles(&merged(&tally.latency_all)),
             latency_hits: report::percentiles(&merged(&tally.latency_hits)),
@@ -392,19 +392,29 @@ impl Ensemble {
 }
 
 /// Hits as the daemon counted them, by where they came from.
+/// Where hits came from, in reads.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Sources {
+    /// Counted by the workers: shared memory, without the daemon.
+    shared: f64,
+    /// Counted by the daemon.
     memory: f64,
     disk: f64,
 }
 
 impl Sources {
     fn plus(self, other: Sources) -> Sources {
-        Sources { memory: self.memory + other.memory, disk: self.disk + other.disk }
+        Sources {
+            shared: self.shared + other.shared,
+            memory: self.memory + other.memory,
+            disk: self.disk + other.disk,
+        }
     }
 
-    fn memory_share(self) -> f64 {
-        if self.memory + self.disk > 0.0 { self.memory / (self.memory + self.disk) } else { 0.0 }
+    /// The share of shared memory, and of any memory.
+    pub(super) fn shares(self) -> (f64, f64) {
+        let all = (self.shared + self.memory + self.disk).max(1.0);
+        (self.shared / all, (self.shared + self.memory) / all)
     }
 }
 
@@ -417,6 +427,7 @@ fn sources(client: &Client) -> Result<Sources, Failure> {
             .sum()
     };
     Ok(Sources {
+        shared: 0.0,
         memory: of_cache("kvd_cache_hits_memory_total"),
         disk: of_cache("kvd_cache_hits_disk_total"),
     })

@@ -28,7 +28,8 @@ pub(super) struct Report {
     pub(super) room: Option<u64>,
     pub(super) memory_bytes: u64,
     pub(super) kept_on_disk: bool,
-    pub(super) hits_memory_share: f64,
+    #[serde(skip)]
+    pub(super) sources: Sources,
     pub(super) latency_without: Percentiles,
     pub(super) latency_with: Percentiles,
     pub(super) latency_hits: Percentiles,
@@ -86,8 +87,12 @@ impl Report {
         hits as f64 * 100.0 / self.requests.max(1) as f64
     }
 
+    fn hits_shared_percent(&self) -> f64 {
+        self.percent(self.hits()) * self.sources.shares().0
+    }
+
     fn hits_memory_percent(&self) -> f64 {
-        self.percent(self.hits()) * self.hits_memory_share
+        self.percent(self.hits()) * self.sources.shares().1
     }
 
     /// What was promised and broken, in words.
@@ -122,6 +127,7 @@ pub(super) fn print_json(report: &Report) {
     let mut json = serde_json::to_value(report).expect("numbers and texts have a JSON form");
     json["hits"] = report.hits().into();
     json["hit_percent"] = report.percent(report.hits()).into();
+    json["hit_percent_shared"] = report.hits_shared_percent().into();
     json["hit_percent_memory"] = report.hits_memory_percent().into();
     json["best_unbounded_percent"] = report.percent(report.best_unbounded).into();
     json["best_bounded_percent"] = report.best_bounded.map(|hits| report.percent(hits)).into();
@@ -147,11 +153,9 @@ pub(super) fn print_table(report: &Report) {
     );
     row("hits", share(report.hits()), &format!("{}: requests minus loads", report.hits()));
     let memory = format!("{:.2} %", report.hits_memory_percent());
-    row(
-        "  from memory",
-        memory,
-        &format!("by the daemon's count; memory is {}", show_bytes(report.memory_bytes)),
-    );
+    row("  from memory", memory, &format!("which is {}", show_bytes(report.memory_bytes)));
+    let shared = format!("{:.2} %", report.hits_shared_percent());
+    row("    shared", shared, "read by the workers themselves, without asking the daemon");
     let disk = report.percent(report.hits()) - report.hits_memory_percent();
     row("  from disk", format!("{disk:.2} %"), "");
     row("best possible", share(report.best_unbounded), "with these lives, if nothing else is ever lost");

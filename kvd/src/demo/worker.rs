@@ -85,6 +85,8 @@ pub(super) struct Tally {
     pub(super) verified: u64,
     /// Of them not there, or not as acknowledged.
     pub(super) lost: u64,
+    /// Reads answered by shared memory alone, those that looked for losses among them.
+    pub(super) shared_reads: u64,
     /// Latency of everything, and of hits: nanoseconds and how often.
     /// What was broken first, in words.
     pub(super) examples: Vec<String>,
@@ -109,6 +111,7 @@ impl Tally {
             (&mut self.puts_acknowledged, other.puts_acknowledged),
             (&mut self.verified, other.verified),
             (&mut self.lost, other.lost),
+            (&mut self.shared_reads, other.shared_reads),
         ] {
             *mine += others;
         }
@@ -176,6 +179,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             std::fs::write(&path, bytes).map_err(Failure::io(format!("writing {}", path.display())))?;
             tally.add(&part);
         }
+        tally.shared_reads = client.stats().caches.iter().map(|cache| cache.shared_hits).sum();
         Ok(tally)
     })?;
     let told = serde_json::to_string(&tally).expect("numbers have a JSON form");
