@@ -110,6 +110,7 @@ impl Engine {
                     format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()),
                 )
             })?;
+        make_huge(&words);
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
         let mut writer = Writer::create(words, geometry, seed, backed, self.control.committed());
         let prefixes = stamps.prefixes.iter().flat_map(|(prefix, gone, stale)| {
@@ -189,6 +190,17 @@ impl Engine {
         encode_into(out, &Response::Written { version });
         Ok(durable.filter(|_| self.config.default.durability == Durability::Durable))
     }
+}
+
+/// Beside everything else: huge pages for a segment. Without them it is only slower.
+fn make_huge(words: &Arc<Words>) {
+    let words = Arc::clone(words);
+    let collapse = move || {
+        if let Err(error) = words.collapse() {
+            tracing::debug!(%error, "a segment has no huge pages");
+        }
+    };
+    drop(std::thread::Builder::new().name("kvd-huge".to_owned()).spawn(collapse));
 }
 
 /// What of a memory cache's budget is kept for values too large for its rings: nothing unless they can come.
