@@ -456,6 +456,8 @@ pub(crate) fn on_an_old_kernel() {
         apply(rules.collect(), SeccompAction::Allow, SeccompAction::Errno(errno as u32));
     };
     const MFD_NOEXEC_SEAL: u64 = 8;
+    // Other options have some of these bits; none has all.
+    const SO_PASSRIGHTS: u64 = 83;
     match var("KVD_REFUSED").as_str() {
         "noexec" => refuse(&[(libc::SYS_memfd_create, Some((1, MFD_NOEXEC_SEAL)))], libc::EINVAL),
         "populate" => {
@@ -465,6 +467,7 @@ pub(crate) fn on_an_old_kernel() {
             let rules = [(libc::SYS_madvise, vec![rule])].into();
             apply(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EINVAL as u32));
         }
+        "passrights" => refuse(&[(libc::SYS_setsockopt, Some((2, SO_PASSRIGHTS)))], libc::ENOPROTOOPT),
         "memfd" => refuse(&[(libc::SYS_memfd_create, None)], libc::ENOSYS),
         other => panic!("nobody knows how {other} is refused"),
     }
@@ -505,7 +508,7 @@ fn end(mut daemon: Child) -> String {
 
 #[test]
 fn kernels_without_the_newer_calls_share_all_the_same() {
-    for refused in ["noexec", "populate"] {
+    for refused in ["noexec", "populate", "passrights"] {
         let home = Home::new();
         let daemon = old_daemon(&home, refused);
         home.client().cache("c").put("k", "v", None).unwrap();

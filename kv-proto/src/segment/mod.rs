@@ -21,6 +21,8 @@ mod layout;
 #[cfg(not(loom))]
 mod memfd;
 mod reader;
+#[cfg(not(loom))]
+mod rights;
 mod stamps;
 pub(crate) mod sync;
 mod words;
@@ -32,6 +34,8 @@ pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};
 pub use layout::Geometry;
 pub use reader::{ManyOutcome, Outcome, Reader, Reason};
+#[cfg(not(loom))]
+pub use rights::refuse_descriptors;
 pub use stamps::PrefixClear;
 pub use words::{WORD_BYTES, Words, words_for};
 pub use writer::{

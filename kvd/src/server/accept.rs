@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kv_proto::segment::refuse_descriptors;
 use kv_proto::wire::{ErrorKind, Welcome, WireError, encode_into};
 use nix::errno::Errno;
 
@@ -78,6 +79,8 @@ impl Accepting {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "this user may not use this daemon: see [access]");
             return metrics.refused(RefusedFor::Denied);
         }
+        // Before Linux 6.16 there is no such thing, and nothing is lost without it.
+        let _ = refuse_descriptors(&stream);
         match self.shared.slots.take(peer.uid, self.door.is_admin(&peer)) {
             Ok(slot) => {
                 if let Err(error) = connection::spawn(&self.shared, stream, peer, slot) {
