@@ -184,6 +184,9 @@ fn map_aligned(fd: BorrowedFd<'_>, bytes: usize, prot: ProtFlags) -> io::Result<
 mod tests {
     use std::os::fd::AsRawFd;
 
+    use rustix::fs::{copy_file_range, sendfile};
+    use rustix::mm::{MprotectFlags, mprotect, munmap};
+
     use super::*;
 
     #[test]
@@ -207,18 +210,116 @@ mod tests {
         assert!(std::panic::catch_unwind(|| reader.fetch_add(0, 0)).is_err());
     }
 
-    #[test]
-    fn nobody_maps_a_sealed_memfd_writable_or_resizes_it() {
-        let (_words, fd) = Words::memfd(c"kvd-test", 4096).unwrap();
-        assert!(map(fd.as_fd(), 512, true).is_err());
-        assert!(ftruncate(&fd, 8192).is_err());
-        assert!(ftruncate(&fd, 0).is_err());
-        assert!(fcntl_add_seals(&fd, SealFlags::WRITE).is_err());
-        let again = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        if let Ok(again) = again {
-            // Root may open what its mode forbids; the seals hold all the same.
-            assert!(map(again.as_fd(), 512, true).is_err());
+    /// A sealed memfd with something in it, and what a client may do its worst with.
+    fn filled() -> (Arc<Words>, OwnedFd) {
+        let (words, fd) = Words::memfd(c"kvd-test", BYTES).unwrap();
+        (0..words.len()).for_each(|at| words.store(at, at as u64 + 7));
+        (words, fd)
+    }
+
+    const BYTES: usize = 16 * 4096;
+
+    /// Size, contents and seals are what they were, and the daemon writes on.
+    fn assert_unchanged(words: &Words, fd: BorrowedFd<'_>) {
+        assert_eq!(fstat(fd).unwrap().st_size, BYTES as i64);
+        assert_eq!(fcntl_get_seals(fd).unwrap() & SEALS, SEALS);
+        assert!((0..words.len()).all(|at| words.load(at) == at as u64 + 7));
+        words.store(0, 8);
+        words.store(0, 7);
+    }
+
+    /// Everything that changes a file by its descriptor.
+    fn assert_descriptor_changes_nothing(fd: BorrowedFd<'_>, how: &str) {
+        let refused = |what: &str, is_refused: bool| assert!(is_refused, "{what} was let through by {how}");
+        let other = || File::open("/proc/self/exe").unwrap();
+        let holes = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        refused("mmap", map(fd, BYTES / WORD_BYTES, true).is_err());
+        refused("write", rustix::io::write(fd, b"x").is_err());
+        refused("pwrite", rustix::io::pwrite(fd, b"x", 8).is_err());
+        refused("pwritev", rustix::io::pwritev(fd, &[io::IoSlice::new(b"x")], 8).is_err());
+        refused("shrinking", ftruncate(fd, 4096).is_err());
+        refused("emptying", ftruncate(fd, 0).is_err());
+        refused("growing", ftruncate(fd, 2 * BYTES as u64).is_err());
+        refused("a longer fallocate", fallocate(fd, FallocateFlags::empty(), 0, 2 * BYTES as u64).is_err());
+        refused("a hole", fallocate(fd, holes, 0, 4096).is_err());
+        refused("zeroes", fallocate(fd, FallocateFlags::ZERO_RANGE, 0, 4096).is_err());
+        refused("collapsing", fallocate(fd, FallocateFlags::COLLAPSE_RANGE, 0, 4096).is_err());
+        refused("copy_file_range", copy_file_range(other(), Some(&mut 0), fd, Some(&mut 0), 64).is_err());
+        refused("sendfile", sendfile(fd, other(), Some(&mut 0), 64).is_err());
+        for seal in [SealFlags::SEAL, SealFlags::WRITE, SealFlags::SHRINK, SealFlags::from_bits_retain(0x20)]
+        {
+            refused("a seal", fcntl_add_seals(fd, seal).is_err());
         }
+    }
+
+    /// Opened again for writing by `path`, if the kernel lets us: root may open what the mode forbids.
+    fn assert_reopening_changes_nothing(path: &str) {
+        for write_only in [false, true] {
+            if let Ok(again) = File::options().read(!write_only).write(true).open(path) {
+                assert_descriptor_changes_nothing(again.as_fd(), path);
+            }
+        }
+        let appended = File::options().append(true).open(path).map(|again| rustix::io::write(again, b"x"));
+        assert!(!matches!(appended, Ok(Ok(_))), "{path} was appended to");
+        assert!(File::options().write(true).truncate(true).open(path).is_err(), "{path} was truncated");
+    }
+
+    #[test]
+    fn a_received_descriptor_changes_nothing() {
+        let (words, fd) = filled();
+        let received = fd.try_clone().unwrap();
+        assert_descriptor_changes_nothing(received.as_fd(), "what was received");
+        assert_unchanged(&words, fd.as_fd());
+        let by_fd = format!("/proc/self/fd/{}", received.as_raw_fd());
+        assert_reopening_changes_nothing(&by_fd);
+        assert_unchanged(&words, fd.as_fd());
+        // A process of the daemon's user may change the mode; it gains nothing by it.
+        for mode in [Mode::RUSR | Mode::WUSR, Mode::RWXU, Mode::all()] {
+            let _ = fchmod(&received, mode);
+            assert_descriptor_changes_nothing(received.as_fd(), "what was received, after fchmod");
+            assert_reopening_changes_nothing(&by_fd);
+        }
+        assert_unchanged(&words, fd.as_fd());
+    }
+
+    #[test]
+    fn a_clients_map_changes_nothing() {
+        let (words, fd) = filled();
+        let reader = Words::attach(&fd).unwrap();
+        let start = reader.slice().as_ptr().cast_mut().cast::<std::ffi::c_void>();
+        for flags in [MprotectFlags::WRITE, MprotectFlags::READ | MprotectFlags::WRITE, MprotectFlags::all()]
+        {
+            // SAFETY: the range is mapped while `reader` lives; refused, it changes nothing, and granted, the test fails.
+            assert!(unsafe { mprotect(start, BYTES, flags) }.is_err(), "{flags:?}");
+        }
+        for advice in [Advice::LinuxRemove, Advice::LinuxPopulateWrite] {
+            // SAFETY: as above.
+            assert!(unsafe { madvise(start, BYTES, advice) }.is_err(), "{advice:?}");
+        }
+        // What this throws away comes back from the memfd.
+        // SAFETY: the map is shared, so its pages stay what they are.
+        unsafe { madvise(start, BYTES, Advice::LinuxDontNeed) }.unwrap();
+        // A debugger's way, which writes even where a page is read-only, if it may ever become writable.
+        let memory = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+        assert!(rustix::io::pwrite(&memory, b"x", start as u64).is_err());
+        assert_unchanged(&words, fd.as_fd());
+        let (from, to) = (start as usize, start as usize + BYTES);
+        assert_reopening_changes_nothing(&format!("/proc/self/map_files/{from:x}-{to:x}"));
+        assert_unchanged(&words, fd.as_fd());
+        assert!((0..reader.len()).all(|at| reader.load(at) == at as u64 + 7));
+    }
+
+    #[test]
+    fn a_clients_private_copy_is_its_own() {
+        let (words, fd) = filled();
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe { mmap(std::ptr::null_mut(), BYTES, prot, MapFlags::PRIVATE, &fd, 0) }.unwrap();
+        // SAFETY: the mapping was just made, is writable and ours.
+        unsafe { start.cast::<u64>().write(666) };
+        assert_unchanged(&words, fd.as_fd());
+        // SAFETY: nobody else knows of this mapping.
+        unsafe { munmap(start, BYTES) }.unwrap();
     }
 
     #[test]
