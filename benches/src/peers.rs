@@ -150,14 +150,10 @@ impl Kind {
     }
 
     /// What must lie in the directory before the start.
-    fn prepare(self, dir: &Path) -> Result<(), BenchError> {
+    fn prepare(self, dir: &Path, config: &str) -> Result<(), BenchError> {
         if self != Kind::Kvd {
             return Ok(());
         }
-        let config = format!(
-            "memory = \"{MEMORY_MIB}MiB\"\n\n[caches.{}]\nmemory = \"{MEMORY_MIB}MiB\"\ndurability = \"behind\"\n",
-            crate::protocol::CACHE
-        );
         std::fs::write(dir.join("kvd.toml"), config).map_err(BenchError::io("writing kvd's configuration"))
     }
 }
@@ -177,10 +173,22 @@ impl Server {
     /// # Errors
     /// When it ends instead, with what it said.
     pub fn start(kind: Kind, places: &Places) -> Result<Server, BenchError> {
+        let config = format!(
+            "memory = \"{MEMORY_MIB}MiB\"\n\n[caches.{}]\nmemory = \"{MEMORY_MIB}MiB\"\ndurability = \"behind\"\n",
+            crate::protocol::CACHE
+        );
+        Server::start_configured(kind, places, &config)
+    }
+
+    /// As `start`, kvd with this configuration.
+    ///
+    /// # Errors
+    /// When it ends instead, with what it said.
+    pub fn start_configured(kind: Kind, places: &Places, config: &str) -> Result<Server, BenchError> {
         let prefix = format!("kvd-bench-{}-", kind.name());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(&places.dir);
         let dir = dir.map_err(BenchError::io(format!("making a directory in {}", places.dir.display())))?;
-        kind.prepare(dir.path())?;
+        kind.prepare(dir.path(), config)?;
         let log_path = dir.path().join("log");
         let log = File::create(&log_path).map_err(BenchError::io("making a log file"))?;
         let log_too = log.try_clone().map_err(BenchError::io("making a log file"))?;
