@@ -82,6 +82,8 @@ pub struct ClientReport {
     pub hits: u64,
     /// Of those read in shared memory: what the daemon had to be asked for after all.
     pub asked: u64,
+    /// Processor time of this process while it was measured, in nanoseconds; 0 where that is not told.
+    pub cpu_ns: u64,
     /// The first measured moment, in nanoseconds of the shared clock.
     pub from_ns: u64,
     /// The last one.

@@ -39,6 +39,8 @@ pub struct Measured {
     pub misses: u64,
     /// Of those read in shared memory: what the daemon had to be asked for after all.
     pub asked: u64,
+    /// Processor time of the clients a key, in microseconds; 0 where that is not told.
+    pub client_us_per_key: f64,
     /// How long it was counted, in seconds.
     pub time_s: f64,
     /// Latency of a batch, in microseconds.
@@ -139,11 +141,21 @@ pub(crate) fn merge(reports: &[ClientReport]) -> Measured {
     let keys = reports.iter().map(|report| report.keys).sum::<u64>();
     let hits = reports.iter().map(|report| report.hits).sum::<u64>();
     let asked = reports.iter().map(|report| report.asked).sum::<u64>();
+    let cpu_ns = reports.iter().map(|report| report.cpu_ns).sum::<u64>();
+    let client_us_per_key = cpu_ns as f64 / 1e3 / keys.max(1) as f64;
     let from_ns = reports.iter().map(|report| report.from_ns).min().unwrap_or(0);
     let to_ns = reports.iter().map(|report| report.to_ns).max().unwrap_or(0);
     let time_s = (to_ns.saturating_sub(from_ns)).max(1) as f64 / 1e9;
     let keys_per_s = keys as f64 / time_s;
-    Measured { keys_per_s, keys, misses: keys - hits, asked, time_s, latency: Latency::of(&latencies) }
+    Measured {
+        keys_per_s,
+        keys,
+        misses: keys - hits,
+        asked,
+        client_us_per_key,
+        time_s,
+        latency: Latency::of(&latencies),
+    }
 }
 
 /// The running processes. Those still there are killed when this is dropped.
@@ -238,6 +250,7 @@ mod tests {
             keys: 100,
             hits: 90,
             asked: 0,
+            cpu_ns: 0,
             from_ns: 0,
             to_ns: 500_000_000,
             latencies: vec![(1_000, 100)],
@@ -246,6 +259,7 @@ mod tests {
             keys: 300,
             hits: 300,
             asked: 0,
+            cpu_ns: 0,
             from_ns: 0,
             to_ns: 1_000_000_000,
             latencies: vec![(9_000, 300)],

@@ -184,7 +184,17 @@ fn table(outcome: &Outcome) -> Table {
     let mut table = Table::new();
     // Markdown, so that it can go into docs/BENCHMARKS.md as it is.
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["", "keys/s", "p50 us", "p99 us", "p99.9 us", "max us", "server us/key", "misses"]);
+    table.set_header([
+        "",
+        "keys/s",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "max us",
+        "client us/key",
+        "server us/key",
+        "misses",
+    ]);
     for row in &outcome.rows {
         let latency = |pick: fn(&crate::fleet::Latency) -> f64| {
             microseconds(row.summary(|run| pick(&run.measured.latency)).median)
@@ -196,6 +206,10 @@ fn table(outcome: &Outcome) -> Table {
             latency(|latency| latency.us_p99),
             latency(|latency| latency.us_p999),
             latency(|latency| latency.us_max),
+            match row.summary(|run| run.measured.client_us_per_key).median {
+                0.0 => String::new(),
+                us => format!("{us:.2}"),
+            },
             format!("{:.2}", row.summary(|run| run.server_us_per_key).median),
             row.runs.iter().map(|run| run.measured.misses).sum::<u64>().to_string(),
         ]);

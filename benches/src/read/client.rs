@@ -15,7 +15,7 @@ pub use super::draws::Pick;
 use super::mechanisms::{Key, Mechanism, Source};
 use crate::BenchError;
 use crate::client::{ClientReport, Moments, await_start, failed, histogram, pairs};
-use crate::clock::{now_ns, sleep_until_ns};
+use crate::clock::{cpu_ns, now_ns, sleep_until_ns};
 use crate::protocol::Shape;
 
 /// Reads between two looks at the clock.
@@ -165,9 +165,9 @@ fn read<S: Source>(
         }
     };
     let (_, _, from_ns) = batches(source, measure_ns)?;
-    let asked_before = source.asked();
+    let (asked_before, cpu_before_ns) = (source.asked(), cpu_ns());
     let (steps, hits, to_ns) = batches(source, end_ns - spec.latency_ns)?;
-    let asked = source.asked() - asked_before;
+    let (asked, cpu_ns) = (source.asked() - asked_before, cpu_ns() - cpu_before_ns);
     let mut latencies = histogram();
     let (mut timed, mut timed_hits) = (0, 0);
     loop {
@@ -185,7 +185,7 @@ fn read<S: Source>(
         return Err(failed(format!("{found} of {all} keys were found")));
     }
     let keys = steps * keys_a_step;
-    Ok(ClientReport { keys, hits, asked, from_ns, to_ns, latencies: pairs(&latencies) })
+    Ok(ClientReport { keys, hits, asked, cpu_ns, from_ns, to_ns, latencies: pairs(&latencies) })
 }
 
 /// Writes at even distances, however long a write takes; what is late is made up for.

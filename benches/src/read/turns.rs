@@ -75,10 +75,11 @@ impl Turns<'_> {
                 let (reading, host) = (readings[index].0, &hosts[readings[index].1]);
                 let run = self.run_once(reading, host, round, &mut outcome.notes)?;
                 eprintln!(
-                    "  {name} round {} {}: {:.0} keys/s, p50 {:.3} us, p99.9 {:.3} us",
+                    "  {name} round {} {}: {:.0} keys/s, {:.3} us of processor each, p50 {:.3} us, p99.9 {:.3} us",
                     round + 1,
                     reading.label,
                     run.measured.keys_per_s,
+                    run.measured.client_us_per_key,
                     run.measured.latency.us_p50,
                     run.measured.latency.us_p999
                 );
