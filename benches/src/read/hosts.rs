@@ -130,8 +130,8 @@ fn start_kvd(store: Store, places: &Places) -> Result<Server, BenchError> {
     };
     let names = if store.fits { vec![CACHE, TAGGED] } else { vec![CACHE] };
     let memory_all_mib = memory_mib * names.len() as u64;
-    let config = format!("memory = \"{memory_all_mib}MiB\"\n")
-        + &names.into_iter().map(cache).collect::<String>();
+    let config =
+        format!("memory = \"{memory_all_mib}MiB\"\n") + &names.into_iter().map(cache).collect::<String>();
     let server = Server::start_configured(Kind::Kvd, places, &config)?;
     load(Kind::Kvd.wire(), server.socket(), store.shape(), store.keys)?;
     if store.fits {
