@@ -179,5 +179,5 @@ fn told(reading: &Reading, row: &Row) -> Option<String> {
     let wrong = "every answer was right: no key that is there was missed, none that is not was found";
     let label = row.label;
     (is_shared && (asked > 0 || reading.pick == super::client::Pick::Absent))
-        .then(|| format!("{label}: {percent:.3} % of {keys} reads were answered without the socket; {wrong}"))
+        .then(|| format!("{label}: {percent:.3} % of {keys} reads were answered without the socket ({asked} asked); {wrong}"))
 }

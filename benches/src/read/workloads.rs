@@ -118,6 +118,12 @@ fn named(label: &'static str, reading: Reading) -> Reading {
     Reading { label, ..reading }
 }
 
+/// What takes long to fill, and what no goal names, is left to the whole run.
+fn is_in_quick(reading: &Reading) -> bool {
+    let takes_long = matches!(reading.mechanism, Mechanism::BdbCds | Mechanism::BdbTds | Mechanism::LmdbHeld);
+    !takes_long && reading.op != ReadOp::Into
+}
+
 /// Everything that is run, in this order; neighbours share what is stored.
 #[must_use]
 pub fn all(length: Length) -> Vec<ReadWorkload> {
@@ -234,6 +240,9 @@ pub fn all(length: Length) -> Vec<ReadWorkload> {
             2,
             vec![absent("kvd_miss", KVD), named("kvd_hit", KVD)],
         ));
+    }
+    if !full {
+        all.iter_mut().for_each(|workload| workload.readings.retain(is_in_quick));
     }
     all
 }
