@@ -13,7 +13,7 @@ use crate::client::{ClientSpec, Pace, Stop, load};
 use crate::fleet::{self, Load};
 use crate::peers::{Kind, Server};
 use crate::protocol::{KEY_PREFIX, Op, Shape};
-use crate::report::{Goal, Reached};
+use crate::report::{Bar, Figure, Goal, Reached};
 use crate::rounds::{Items, Runner, Summary};
 
 /// `redis-benchmark` writes random numbers in keys with this many digits.
@@ -66,7 +66,14 @@ pub fn run(runner: &Runner) -> Result<(), BenchError> {
         if let Some(Summary { median, low, high }) = Summary::of(ratios_processes) {
             println!("{}: with a process a connection {median:.2} ({low:.2}-{high:.2})", setting.name);
         }
-        let goal = Goal { name: setting.name, workload: "", over: "", under: "", at_least: AT_LEAST };
+        let goal = Goal {
+            name: setting.name,
+            workload: "",
+            figure: Figure::Rate,
+            over: "",
+            under: "",
+            bar: Bar::AtLeast(AT_LEAST),
+        };
         goals.push(Reached { goal, ratio: Summary::of(ratios) });
     }
     for reached in goals {

@@ -80,6 +80,10 @@ pub struct ClientReport {
     pub keys: u64,
     /// Keys found (for writes: written).
     pub hits: u64,
+    /// Of those read in shared memory: what the daemon had to be asked for after all.
+    pub asked: u64,
+    /// Processor time of this process while it was measured, in nanoseconds; 0 where that is not told.
+    pub cpu_ns: u64,
     /// The first measured moment, in nanoseconds of the shared clock.
     pub from_ns: u64,
     /// The last one.
@@ -105,6 +109,11 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).expect("the bounds are constants that satisfy it")
 }
 
+/// A histogram as a report has it.
+pub(crate) fn pairs(latencies: &Histogram<u64>) -> Vec<(u64, u64)> {
+    latencies.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())).collect()
+}
+
 /// The whole life of a client process.
 ///
 /// # Errors
@@ -117,6 +126,18 @@ pub fn run(spec: &ClientSpec) -> Result<(), BenchError> {
         // The kernel may otherwise wake us 50 us late, which would be counted as the server's latency.
         set_timerslack(1).map_err(|errno| BenchError::io("setting the timer slack")(errno.into()))?;
     }
+    let moments = await_start()?;
+    let mut tally = Tally::new(spec, moments);
+    match lanes.as_mut_slice() {
+        [lane] => work_one(lane, spec, &mut tally)?,
+        lanes => work_many(lanes, spec, &mut tally)?,
+    }
+    println!("{}", serde_json::to_string(&tally.report()).expect("numbers always serialise"));
+    Ok(())
+}
+
+/// Tells the parent that all is ready, and waits for the moment to begin.
+pub(crate) fn await_start() -> Result<Moments, BenchError> {
     println!("ready");
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).map_err(BenchError::io("reading the moments"))?;
@@ -125,13 +146,7 @@ pub fn run(spec: &ClientSpec) -> Result<(), BenchError> {
     let rest = Duration::from_nanos(moments.end_ns.saturating_sub(now_ns())) + ANSWER_TIME_MAX;
     alarm::set(u32::try_from(rest.as_secs()).map_or(u32::MAX, |seconds| seconds + 1));
     sleep_until_ns(moments.start_ns);
-    let mut tally = Tally::new(spec, moments);
-    match lanes.as_mut_slice() {
-        [lane] => work_one(lane, spec, &mut tally)?,
-        lanes => work_many(lanes, spec, &mut tally)?,
-    }
-    println!("{}", serde_json::to_string(&tally.report()).expect("numbers always serialise"));
-    Ok(())
+    Ok(moments)
 }
 
 /// How a parent writes the moments.
@@ -146,7 +161,7 @@ fn parse_moments(line: &str) -> Option<Moments> {
     Some(Moments { start_ns: next()?, measure_ns: next()?, end_ns: next()? })
 }
 
-fn failed(what: impl Into<String>) -> BenchError {
+pub(crate) fn failed(what: impl Into<String>) -> BenchError {
     // The parent says which of its clients it was.
     BenchError::Client { index: 0, what: what.into() }
 }
@@ -264,8 +279,7 @@ impl Tally {
     }
 
     fn report(mut self) -> ClientReport {
-        let steps = self.latencies.iter_recorded();
-        self.report.latencies = steps.map(|step| (step.value_iterated_to(), step.count_at_value())).collect();
+        self.report.latencies = pairs(&self.latencies);
         self.report
     }
 }
@@ -290,7 +304,8 @@ pub fn load(wire: Wire, socket: &Path, shape: Shape, keys: u64) -> Result<(), Be
 }
 
 /// A connection and the batch that goes over it.
-struct Lane {
+#[derive(Debug)]
+pub(crate) struct Lane {
     stream: UnixStream,
     batch: Batch,
     replies: Replies,
@@ -300,7 +315,13 @@ struct Lane {
 }
 
 impl Lane {
-    fn open(wire: Wire, op: Op, shape: Shape, depth: usize, socket: &Path) -> Result<Lane, BenchError> {
+    pub(crate) fn open(
+        wire: Wire,
+        op: Op,
+        shape: Shape,
+        depth: usize,
+        socket: &Path,
+    ) -> Result<Lane, BenchError> {
         let doing = || format!("connecting to {}", socket.display());
         let mut stream = UnixStream::connect(socket).map_err(BenchError::io(doing()))?;
         wire.greet(&mut stream)?;
@@ -320,6 +341,24 @@ impl Lane {
     fn send(&mut self, random: &mut fastrand::Rng, keys: u64) -> Result<(), BenchError> {
         self.numbers.fill_with(|| random.u64(0..keys));
         self.send_numbers()
+    }
+
+    /// Sends the batch for these keys and waits for the answers: how many were found.
+    #[inline]
+    pub(crate) fn ask(&mut self, numbers: impl IntoIterator<Item = u64>) -> Result<u64, BenchError> {
+        self.numbers.iter_mut().zip(numbers).for_each(|(place, number)| *place = number);
+        self.send_numbers()?;
+        loop {
+            if let Some(hits) = self.receive()? {
+                return Ok(hits);
+            }
+        }
+    }
+
+    /// What came.
+    #[inline]
+    pub(crate) fn answer(&self) -> &[u8] {
+        &self.input[..self.filled]
     }
 
     #[inline]

@@ -17,6 +17,13 @@ pub fn now_ns() -> u64 {
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
+/// Nanoseconds of processor that this process has used, its threads and what the kernel did for it included.
+#[must_use]
+pub fn cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("every Linux counts it");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
 /// Sleeps until `at_ns`; returns at once if that is past.
 pub fn sleep_until_ns(at_ns: u64) {
     let at = TimeSpec::new((at_ns / 1_000_000_000) as i64, (at_ns % 1_000_000_000) as i64);

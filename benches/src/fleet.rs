@@ -37,6 +37,10 @@ pub struct Measured {
     pub keys: u64,
     /// Keys that were not found.
     pub misses: u64,
+    /// Of those read in shared memory: what the daemon had to be asked for after all.
+    pub asked: u64,
+    /// Processor time of the clients a key, in microseconds; 0 where that is not told.
+    pub client_us_per_key: f64,
     /// How long it was counted, in seconds.
     pub time_s: f64,
     /// Latency of a batch, in microseconds.
@@ -69,18 +73,39 @@ impl Latency {
 /// # Errors
 /// When a client fails; the others are ended.
 pub fn run(load: &Load) -> Result<Measured, BenchError> {
+    let argument = |index| {
+        serde_json::to_string(&share(load, index)).expect("a spec has only numbers and a path of ours")
+    };
+    let processes: Vec<_> =
+        (0..load.clients).map(|index| Process { role: "client", spec: argument(index) }).collect();
+    Ok(merge(&together(&processes, load.warm_up, load.time)?))
+}
+
+/// A process to be started: this program, with the subcommand that is its role.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) role: &'static str,
+    pub(crate) spec: String,
+}
+
+/// Starts the processes, has them begin at one moment, and gives back what they report, in their order.
+pub(crate) fn together(
+    processes: &[Process],
+    warm_up: Duration,
+    time: Duration,
+) -> Result<Vec<ClientReport>, BenchError> {
     let mut clients = Clients::default();
-    for index in 0..load.clients {
-        clients.spawn(&share(load, index))?;
+    for process in processes {
+        clients.spawn(process)?;
     }
     clients.each_line(|index, line| match line.trim_end() {
         "ready" => Ok(()),
         _ => Err(BenchError::Client { index, what: format!("said {line:?} instead of being ready") }),
     })?;
     // Enough for the parent to tell all of them before it begins.
-    let start_ns = now_ns() + 20_000_000 + 500_000 * load.clients as u64;
-    let measure_ns = start_ns + load.warm_up.as_nanos() as u64;
-    let end_ns = measure_ns + load.time.as_nanos() as u64;
+    let start_ns = now_ns() + 20_000_000 + 500_000 * processes.len() as u64;
+    let measure_ns = start_ns + warm_up.as_nanos() as u64;
+    let end_ns = measure_ns + time.as_nanos() as u64;
     clients.tell(&moments_line(Moments { start_ns, measure_ns, end_ns }))?;
     let mut reports = Vec::new();
     clients.each_line(|index, line| {
@@ -90,7 +115,7 @@ pub fn run(load: &Load) -> Result<Measured, BenchError> {
         Ok(())
     })?;
     clients.finish()?;
-    Ok(merge(&reports))
+    Ok(reports)
 }
 
 /// What the client with this index does.
@@ -107,18 +132,30 @@ fn share(load: &Load, index: usize) -> ClientSpec {
     spec
 }
 
-fn merge(reports: &[ClientReport]) -> Measured {
+/// What they achieved together.
+pub(crate) fn merge(reports: &[ClientReport]) -> Measured {
     let mut latencies = histogram();
     for &(ns, count) in reports.iter().flat_map(|report| &report.latencies) {
         latencies.saturating_record_n(ns, count);
     }
     let keys = reports.iter().map(|report| report.keys).sum::<u64>();
     let hits = reports.iter().map(|report| report.hits).sum::<u64>();
+    let asked = reports.iter().map(|report| report.asked).sum::<u64>();
+    let cpu_ns = reports.iter().map(|report| report.cpu_ns).sum::<u64>();
+    let client_us_per_key = cpu_ns as f64 / 1e3 / keys.max(1) as f64;
     let from_ns = reports.iter().map(|report| report.from_ns).min().unwrap_or(0);
     let to_ns = reports.iter().map(|report| report.to_ns).max().unwrap_or(0);
     let time_s = (to_ns.saturating_sub(from_ns)).max(1) as f64 / 1e9;
     let keys_per_s = keys as f64 / time_s;
-    Measured { keys_per_s, keys, misses: keys - hits, time_s, latency: Latency::of(&latencies) }
+    Measured {
+        keys_per_s,
+        keys,
+        misses: keys - hits,
+        asked,
+        client_us_per_key,
+        time_s,
+        latency: Latency::of(&latencies),
+    }
 }
 
 /// The running processes. Those still there are killed when this is dropped.
@@ -128,11 +165,10 @@ struct Clients {
 }
 
 impl Clients {
-    fn spawn(&mut self, spec: &ClientSpec) -> Result<(), BenchError> {
+    fn spawn(&mut self, process: &Process) -> Result<(), BenchError> {
         let program = std::env::current_exe().map_err(BenchError::io("finding this program"))?;
-        let argument = serde_json::to_string(spec).expect("a spec has only numbers and a path of ours");
         let mut child = Command::new(program)
-            .args(["client", &argument])
+            .args([process.role, &process.spec])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -213,6 +249,8 @@ mod tests {
         let one = ClientReport {
             keys: 100,
             hits: 90,
+            asked: 0,
+            cpu_ns: 0,
             from_ns: 0,
             to_ns: 500_000_000,
             latencies: vec![(1_000, 100)],
@@ -220,6 +258,8 @@ mod tests {
         let two = ClientReport {
             keys: 300,
             hits: 300,
+            asked: 0,
+            cpu_ns: 0,
             from_ns: 0,
             to_ns: 1_000_000_000,
             latencies: vec![(9_000, 300)],

@@ -1,7 +1,7 @@
 //! Benchmarks of kvd and of what it is compared with.
 //!
 //! `bin/bench` calls in here, one public module a question. The path of a measurement is the list of modules:
-//! [`socket`] says what is run, [`rounds`] in which order, [`peers`] starts the servers, [`fleet`] the client
+//! [`socket`] and [`mod@read`] say what is run, [`rounds`] in which order, [`peers`] starts the servers, [`fleet`] the client
 //! processes, [`client`] is one of those, [`protocol`] is what it speaks, [`report`] and [`html`] print what came out.
 //!
 //! Nothing of the product may depend on this package.
@@ -16,6 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod peers;
 pub mod protocol;
+pub mod read;
 pub mod report;
 pub mod rounds;
 pub mod socket;

@@ -157,17 +157,10 @@ impl Kind {
     }
 
     /// What must lie in the directory before the start.
-    fn prepare(self, dir: &Path) -> Result<(), BenchError> {
-        let durability = match self {
-            Kind::Kvd => "behind",
-            Kind::KvdMemory => "memory",
-            Kind::Memcached | Kind::Redis | Kind::RedisAlways => return Ok(()),
-        };
-        let memory_mib = if self == Kind::KvdMemory { SMALL_MEMORY_MIB } else { MEMORY_MIB };
-        let config = format!(
-            "memory = \"{memory_mib}MiB\"\n\n[caches.{}]\nmemory = \"{memory_mib}MiB\"\ndurability = \"{durability}\"\n",
-            crate::protocol::CACHE
-        );
+    fn prepare(self, dir: &Path, config: &str) -> Result<(), BenchError> {
+        if !matches!(self, Kind::Kvd | Kind::KvdMemory) {
+            return Ok(());
+        }
         std::fs::write(dir.join("kvd.toml"), config).map_err(BenchError::io("writing kvd's configuration"))
     }
 }
@@ -187,10 +180,26 @@ impl Server {
     /// # Errors
     /// When it ends instead, with what it said.
     pub fn start(kind: Kind, places: &Places) -> Result<Server, BenchError> {
+        let (memory_mib, durability) = match kind {
+            Kind::KvdMemory => (SMALL_MEMORY_MIB, "memory"),
+            Kind::Kvd | Kind::Memcached | Kind::Redis | Kind::RedisAlways => (MEMORY_MIB, "behind"),
+        };
+        let config = format!(
+            "memory = \"{memory_mib}MiB\"\n\n[caches.{}]\nmemory = \"{memory_mib}MiB\"\ndurability = \"{durability}\"\n",
+            crate::protocol::CACHE
+        );
+        Server::start_configured(kind, places, &config)
+    }
+
+    /// As `start`, kvd with this configuration.
+    ///
+    /// # Errors
+    /// When it ends instead, with what it said.
+    pub fn start_configured(kind: Kind, places: &Places, config: &str) -> Result<Server, BenchError> {
         let prefix = format!("kvd-bench-{}-", kind.name());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(&places.dir);
         let dir = dir.map_err(BenchError::io(format!("making a directory in {}", places.dir.display())))?;
-        kind.prepare(dir.path())?;
+        kind.prepare(dir.path(), config)?;
         let log_path = dir.path().join("log");
         let log = File::create(&log_path).map_err(BenchError::io("making a log file"))?;
         let log_too = log.try_clone().map_err(BenchError::io("making a log file"))?;

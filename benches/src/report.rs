@@ -8,19 +8,58 @@ use serde::Serialize;
 use crate::machine::Machine;
 use crate::rounds::{Outcome, Summary};
 
-/// How many times as fast something must be.
+/// What is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Figure {
+    /// Keys a second.
+    Rate,
+    /// The latency that 99.9 % stay below.
+    P999,
+}
+
+/// On which side of a ratio it is good.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub enum Bar {
+    /// This or more.
+    AtLeast(f64),
+    /// This or less.
+    AtMost(f64),
+}
+
+impl Bar {
+    /// The number.
+    #[must_use]
+    pub fn ratio(self) -> f64 {
+        match self {
+            Bar::AtLeast(ratio) | Bar::AtMost(ratio) => ratio,
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn words(self) -> String {
+        match self {
+            Bar::AtLeast(ratio) => format!("at least {ratio:?}"),
+            Bar::AtMost(ratio) => format!("at most {ratio:?}"),
+        }
+    }
+}
+
+/// How two variants must compare.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goal {
     /// For example `socket.get8.redis`.
     pub name: &'static str,
     /// The workload's name.
     pub workload: &'static str,
-    /// The variant whose rate is divided …
+    /// What of them.
+    pub figure: Figure,
+    /// The variant whose figure is divided …
     pub over: &'static str,
     /// … by this one's.
     pub under: &'static str,
     /// The goal.
-    pub at_least: f64,
+    pub bar: Bar,
 }
 
 /// A goal and what was measured.
@@ -36,7 +75,10 @@ impl Reached {
     /// Whether the median is as good as it must be.
     #[must_use]
     pub fn met(&self) -> bool {
-        self.ratio.is_some_and(|ratio| ratio.median >= self.goal.at_least)
+        self.ratio.is_some_and(|ratio| match self.goal.bar {
+            Bar::AtLeast(bar) => ratio.median >= bar,
+            Bar::AtMost(bar) => ratio.median <= bar,
+        })
     }
 
     /// The line that ends a benchmark.
@@ -45,7 +87,7 @@ impl Reached {
         let measured =
             self.ratio.map_or_else(|| "unmeasured".to_owned(), |ratio| format!("{:.2}", ratio.median));
         let verdict = if self.met() { "met" } else { "missed" };
-        format!("GOAL {} {measured} {:?} {verdict}", self.goal.name, self.goal.at_least)
+        format!("GOAL {} {measured} {:?} {verdict}", self.goal.name, self.goal.bar.ratio())
     }
 }
 
@@ -73,7 +115,7 @@ pub struct Report {
 pub fn reached(goals: &[Goal], outcomes: &[Outcome]) -> Vec<Reached> {
     let reached = |&goal: &Goal| {
         let outcome = outcomes.iter().find(|outcome| outcome.name == goal.workload)?;
-        Some(Reached { goal, ratio: outcome.ratio(goal.over, goal.under) })
+        Some(Reached { goal, ratio: outcome.ratio(goal.figure, goal.over, goal.under) })
     };
     goals.iter().filter_map(reached).collect()
 }
@@ -82,6 +124,12 @@ pub fn reached(goals: &[Goal], outcomes: &[Outcome]) -> Vec<Reached> {
 #[must_use]
 pub fn rate(summary: Summary) -> String {
     format!("{} ({}-{})", thousands(summary.median), thousands(summary.low), thousands(summary.high))
+}
+
+/// Microseconds for people: two digits behind the point where one would hide a difference.
+#[must_use]
+pub fn microseconds(us: f64) -> String {
+    if us < 10.0 { format!("{us:.2}") } else { format!("{us:.1}") }
 }
 
 fn thousands(number: f64) -> String {
@@ -104,6 +152,9 @@ impl Report {
         }
         for outcome in &self.outcomes {
             out += &format!("\n{}: {}\n{}\n", outcome.name, outcome.what, table(outcome));
+            for note in &outcome.notes {
+                out += &format!("{note}\n");
+            }
             for (label, reason) in &outcome.skipped {
                 out += &format!("SKIP {label}: {reason}\n");
             }
@@ -133,10 +184,20 @@ fn table(outcome: &Outcome) -> Table {
     let mut table = Table::new();
     // Markdown, so that it can go into docs/BENCHMARKS.md as it is.
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["", "keys/s", "p50 us", "p99 us", "p99.9 us", "max us", "server us/key", "misses"]);
+    table.set_header([
+        "",
+        "keys/s",
+        "p50 us",
+        "p99 us",
+        "p99.9 us",
+        "max us",
+        "client us/key",
+        "server us/key",
+        "misses",
+    ]);
     for row in &outcome.rows {
         let latency = |pick: fn(&crate::fleet::Latency) -> f64| {
-            format!("{:.1}", row.summary(|run| pick(&run.measured.latency)).median)
+            microseconds(row.summary(|run| pick(&run.measured.latency)).median)
         };
         table.add_row([
             row.label.to_owned(),
@@ -145,6 +206,10 @@ fn table(outcome: &Outcome) -> Table {
             latency(|latency| latency.us_p99),
             latency(|latency| latency.us_p999),
             latency(|latency| latency.us_max),
+            match row.summary(|run| run.measured.client_us_per_key).median {
+                0.0 => String::new(),
+                us => format!("{us:.2}"),
+            },
             format!("{:.2}", row.summary(|run| run.server_us_per_key).median),
             row.runs.iter().map(|run| run.measured.misses).sum::<u64>().to_string(),
         ]);
@@ -157,16 +222,24 @@ fn table(outcome: &Outcome) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::{Goal, Reached, Summary};
+    use super::{Bar, Figure, Goal, Reached, Summary};
 
     #[test]
     fn goal_lines_are_as_agreed() {
-        let goal =
-            Goal { name: "socket.get8.redis", workload: "get8", over: "kvd", under: "redis", at_least: 1.35 };
+        let mut goal = Goal {
+            name: "socket.get8.redis",
+            workload: "get8",
+            figure: Figure::Rate,
+            over: "kvd",
+            under: "redis",
+            bar: Bar::AtLeast(1.35),
+        };
         let ratio = Some(Summary { median: 1.352, low: 1.0, high: 2.0 });
         assert_eq!(Reached { goal, ratio }.line(), "GOAL socket.get8.redis 1.35 1.35 met");
         let ratio = Some(Summary { median: 1.2, low: 1.0, high: 2.0 });
         assert_eq!(Reached { goal, ratio }.line(), "GOAL socket.get8.redis 1.20 1.35 missed");
         assert_eq!(Reached { goal, ratio: None }.line(), "GOAL socket.get8.redis unmeasured 1.35 missed");
+        goal.bar = Bar::AtMost(1.3);
+        assert_eq!(Reached { goal, ratio }.line(), "GOAL socket.get8.redis 1.20 1.3 met");
     }
 }

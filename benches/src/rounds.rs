@@ -15,6 +15,7 @@ use crate::clock::sleep;
 use crate::fleet::{self, Load, Measured};
 use crate::peers::{Kind, Places, Server};
 use crate::protocol::{Op, Shape};
+use crate::report::Figure;
 
 /// One bar of a chart: a server under a load.
 #[derive(Debug, Clone)]
@@ -99,6 +100,8 @@ pub struct Outcome {
     pub rows: Vec<Row>,
     /// Variants that could not, and why.
     pub skipped: Vec<(&'static str, String)>,
+    /// What else a reader should know, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// A median and how far the rounds were from it.
@@ -135,12 +138,16 @@ impl Row {
 }
 
 impl Outcome {
-    /// How many times as fast `over` is as `under`, round by round; `None` when either was not run.
+    /// A figure of `over` divided by that of `under`, round by round; `None` when either was not run.
     #[must_use]
-    pub fn ratio(&self, over: &str, under: &str) -> Option<Summary> {
+    pub fn ratio(&self, figure: Figure, over: &str, under: &str) -> Option<Summary> {
+        let of = |run: &Run| match figure {
+            Figure::Rate => run.measured.keys_per_s,
+            Figure::P999 => run.measured.latency.us_p999,
+        };
         let row = |label: &str| self.rows.iter().find(|row| row.label == label);
         let pairs = row(over)?.runs.iter().zip(&row(under)?.runs);
-        Summary::of(pairs.map(|(over, under)| over.measured.keys_per_s / under.measured.keys_per_s))
+        Summary::of(pairs.map(|(over, under)| of(over) / of(under)))
     }
 }
 
@@ -166,6 +173,7 @@ impl Runner {
             what: workload.what.clone(),
             rows: Vec::new(),
             skipped: Vec::new(),
+            notes: Vec::new(),
         };
         let mut servers: Vec<Server> = Vec::new();
         let mut variants = Vec::new();

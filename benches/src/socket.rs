@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::client::{Pace, Stop};
 use crate::peers::Kind;
 use crate::protocol::Op;
-use crate::report::Goal;
+use crate::report::{Bar, Figure, Goal};
 use crate::rounds::{Plan, Variant, Workload};
 
 /// Writes that fill kvd's journal (64 MiB) ten times at 512 bytes of value, 16 of key and some 30 of record each.
@@ -25,30 +25,61 @@ pub enum Length {
 
 /// The goals of the workloads.
 pub const GOALS: [Goal; 7] = [
-    Goal { name: "socket.get8.memcached", workload: "get8", over: "kvd", under: "memcached", at_least: 1.35 },
-    Goal { name: "socket.get8.redis", workload: "get8", over: "kvd", under: "redis", at_least: 1.35 },
-    Goal { name: "socket.put8.memcached", workload: "put8", over: "kvd", under: "memcached", at_least: 1.1 },
-    Goal { name: "socket.put8.redis", workload: "put8", over: "kvd", under: "redis", at_least: 1.1 },
+    Goal {
+        name: "socket.get8.memcached",
+        workload: "get8",
+        figure: Figure::Rate,
+        over: "kvd",
+        under: "memcached",
+        bar: Bar::AtLeast(1.35),
+    },
+    Goal {
+        name: "socket.get8.redis",
+        workload: "get8",
+        figure: Figure::Rate,
+        over: "kvd",
+        under: "redis",
+        bar: Bar::AtLeast(1.35),
+    },
+    Goal {
+        name: "socket.put8.memcached",
+        workload: "put8",
+        figure: Figure::Rate,
+        over: "kvd",
+        under: "memcached",
+        bar: Bar::AtLeast(1.1),
+    },
+    Goal {
+        name: "socket.put8.redis",
+        workload: "put8",
+        figure: Figure::Rate,
+        over: "kvd",
+        under: "redis",
+        bar: Bar::AtLeast(1.1),
+    },
     Goal {
         name: "socket.multiget100x2.memcached",
         workload: "multiget100x2",
+        figure: Figure::Rate,
         over: "kvd",
         under: "memcached",
-        at_least: 1.0,
+        bar: Bar::AtLeast(1.0),
     },
     Goal {
         name: "socket.durable64.redis_always",
         workload: "durable64",
+        figure: Figure::Rate,
         over: "kvd",
         under: "redis_always",
-        at_least: 1.5,
+        bar: Bar::AtLeast(1.5),
     },
     Goal {
         name: "socket.durable64.own_single",
         workload: "durable64",
+        figure: Figure::Rate,
         over: "kvd",
         under: "kvd_single",
-        at_least: 10.0,
+        bar: Bar::AtLeast(10.0),
     },
 ];
 

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser, Subcommand};
-use kvd_benches::client::{self, ClientSpec};
+use kvd_benches::client;
 use kvd_benches::machine::{Machine, is_in_memory};
 use kvd_benches::peers::{Kind, MEMORY_MIB, Places};
 use kvd_benches::protocol::Shape;
-use kvd_benches::report::{Report, reached};
-use kvd_benches::rounds::{Items, Runner};
+use kvd_benches::report::{Goal, Report, reached};
+use kvd_benches::rounds::{Items, Outcome, Runner};
 use kvd_benches::socket::{GOALS, Length, workloads};
 use kvd_benches::traces::{self, Plan, table};
-use kvd_benches::{BenchError, check, html, memory};
+use kvd_benches::{BenchError, check, html, memory, read};
+use serde::de::DeserializeOwned;
 
 #[derive(Parser)]
 #[command(name = "bench", about = "Benchmarks of kvd and of what it is compared with")]
@@ -29,16 +30,21 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     /// kvd, memcached and Redis over Unix sockets
-    Socket(Options),
+    Socket(SocketOptions),
+    /// Reads: kvd's shared memory, LMDB, Berkeley DB, memcached, Redis, maps and caches within a process
+    Read(Options),
     /// What a small item costs beside its key and value: kvd, memcached and Redis
     Memory(Options),
-    /// Compares the load generator with redis-benchmark at the same settings
-    CheckLoadgen(Options),
     /// Hit ratios of kvd's eviction, moka, quick_cache, LRU and the optimum on recorded and made-up accesses
     Traces(TracesOptions),
+    /// Compares the load generator with redis-benchmark at the same settings
+    CheckLoadgen(SocketOptions),
     /// One client process (started by the others)
     #[command(hide = true)]
     Client { spec: String },
+    /// One process that reads (started by `read`)
+    #[command(hide = true)]
+    ReadClient { spec: String },
 }
 
 #[derive(Args)]
@@ -67,12 +73,24 @@ struct Options {
     /// Chooses the keys
     #[arg(long, env = "KVD_SEED", default_value_t = 1)]
     seed: u64,
+}
+
+#[derive(Args)]
+struct SocketOptions {
+    #[command(flatten)]
+    common: Options,
     /// Number of keys
     #[arg(long, default_value_t = 100_000)]
     keys: u64,
     /// Length of values
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(32..=65_536))]
     value_bytes: u32,
+}
+
+impl Options {
+    fn length(&self) -> Length {
+        if self.quick { Length::Quick } else { Length::Full }
+    }
 }
 
 #[derive(Args)]
@@ -102,10 +120,12 @@ const QUICK_ACCESSES_MAX: usize = 500_000;
 
 fn main() -> ExitCode {
     let done = match Command::parse().what {
-        What::Client { spec } => return run_client(&spec),
+        What::Client { spec } => return run_client(&spec, client::run),
+        What::ReadClient { spec } => return run_client(&spec, read::client::run),
         What::Socket(options) => socket(&options),
+        What::Read(options) => read(&options),
         What::Traces(options) => traces(&options),
-        What::Memory(options) => runner(&options).and_then(|runner| memory::run(&runner.places)),
+        What::Memory(options) => places(&options).and_then(|places| memory::run(&places)),
         What::CheckLoadgen(options) => runner(&options).and_then(|runner| check::run(&runner)),
     };
     match done {
@@ -118,15 +138,15 @@ fn main() -> ExitCode {
 }
 
 /// Its parent shows what it says on standard error.
-fn run_client(spec: &str) -> ExitCode {
-    let spec = match serde_json::from_str::<ClientSpec>(spec) {
+fn run_client<S: DeserializeOwned>(spec: &str, run: fn(&S) -> Result<(), BenchError>) -> ExitCode {
+    let spec = match serde_json::from_str::<S>(spec) {
         Ok(spec) => spec,
         Err(error) => {
             eprintln!("not a client's work: {error}");
             return ExitCode::FAILURE;
         }
     };
-    match client::run(&spec) {
+    match run(&spec) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -135,45 +155,55 @@ fn run_client(spec: &str) -> ExitCode {
     }
 }
 
-fn runner(options: &Options) -> Result<Runner, BenchError> {
+/// Where the programs are.
+fn places(options: &Options) -> Result<Places, BenchError> {
     let kvd = match &options.kvd {
         Some(kvd) => kvd.clone(),
         None => {
             std::env::current_exe().map_err(BenchError::io("finding this program"))?.with_file_name("kvd")
         }
     };
-    let dir = options.dir.clone().unwrap_or_else(std::env::temp_dir);
+    Ok(Places { kvd, dir: options.dir.clone().unwrap_or_else(std::env::temp_dir) })
+}
+
+/// Set when somebody presses Ctrl-C: the servers are then stopped and their directories removed on the way out.
+fn interrupted() -> Result<Arc<AtomicBool>, BenchError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The servers are then stopped and their directories removed on the way out.
         signal_hook::flag::register(signal, Arc::clone(&interrupted))
             .map_err(BenchError::io("minding signals"))?;
     }
+    Ok(interrupted)
+}
+
+fn runner(options: &SocketOptions) -> Result<Runner, BenchError> {
     Ok(Runner {
-        places: Places { kvd, dir },
+        places: places(&options.common)?,
         items: Items {
             keys: options.keys,
             shape: Shape { key_digits: 8, value_bytes: options.value_bytes },
-            seed: options.seed,
+            seed: options.common.seed,
         },
-        interrupted,
+        interrupted: interrupted()?,
     })
 }
 
-fn socket(options: &Options) -> Result<(), BenchError> {
-    let runner = runner(options)?;
-    let machine = Machine::look();
-    let length = if options.quick { Length::Quick } else { Length::Full };
-    let mut chosen = workloads(length);
-    if let Some(unknown) =
-        options.only.iter().find(|only| chosen.iter().all(|workload| workload.name != **only))
-    {
-        let names: Vec<_> = chosen.iter().map(|workload| workload.name).collect();
+/// Keeps what was asked for by `--only`.
+fn choose<W>(all: Vec<W>, only: &[String], name: impl Fn(&W) -> &'static str) -> Result<Vec<W>, BenchError> {
+    if let Some(unknown) = only.iter().find(|only| all.iter().all(|one| name(one) != **only)) {
+        let names: Vec<_> = all.iter().map(name).collect();
         let what = format!("no workload {unknown:?}; there are {}", names.join(", "));
         return Err(BenchError::Server { server: "bench", what });
     }
-    chosen
-        .retain(|workload| options.only.is_empty() || options.only.iter().any(|only| only == workload.name));
+    let is_wanted = |one: &W| only.is_empty() || only.iter().any(|only| only == name(one));
+    Ok(all.into_iter().filter(is_wanted).collect())
+}
+
+fn socket(options: &SocketOptions) -> Result<(), BenchError> {
+    let runner = runner(options)?;
+    let common = &options.common;
+    let machine = Machine::look();
+    let mut chosen = choose(workloads(common.length()), &common.only, |workload| workload.name)?;
     if is_in_memory(&runner.places.dir) {
         eprintln!(
             "{} is in memory: durable writes cost nothing there, name a disk with --dir",
@@ -182,24 +212,50 @@ fn socket(options: &Options) -> Result<(), BenchError> {
     }
     let mut outcomes = Vec::new();
     for workload in &mut chosen {
-        workload.plan.rounds = options.rounds.unwrap_or(workload.plan.rounds).max(1);
+        workload.plan.rounds = common.rounds.unwrap_or(workload.plan.rounds).max(1);
         outcomes.push(runner.run(workload)?);
     }
-    let versions = [Kind::Kvd, Kind::Memcached, Kind::Redis].map(|kind| {
-        (kind.name(), kind.version(&runner.places).unwrap_or_else(|reason| format!("none: {reason}")))
-    });
-    let report = Report {
-        bench: "socket",
-        command: command(),
-        machine,
-        versions: versions.to_vec(),
-        items: format!(
-            "{} keys chosen uniformly with seed {}, values of {} bytes, {MEMORY_MIB} MiB of memory each",
-            options.keys, options.seed, options.value_bytes
-        ),
-        goals: reached(&GOALS, &outcomes),
-        outcomes,
-    };
+    let items = format!(
+        "{} keys chosen uniformly with seed {}, values of {} bytes, {MEMORY_MIB} MiB of memory each",
+        options.keys, common.seed, options.value_bytes
+    );
+    tell("socket", common, machine, versions(&runner.places), items, &GOALS, outcomes)
+}
+
+fn read(options: &Options) -> Result<(), BenchError> {
+    let (places, interrupted) = (places(options)?, interrupted()?);
+    let machine = Machine::look();
+    let mut chosen = choose(read::all(options.length()), &options.only, |workload| workload.name)?;
+    for workload in &mut chosen {
+        workload.rounds = options.rounds.unwrap_or(workload.rounds).max(1);
+    }
+    let outcomes = read::run(&chosen, &places, options.seed, &interrupted)?;
+    let items = format!(
+        "100,000 keys of 16 bytes, values of 512 bytes where nothing else is said, seed {}; every value is copied and checked",
+        options.seed
+    );
+    let mut versions = versions(&places);
+    versions.extend(read::versions());
+    tell("read", options, machine, versions, items, &read::GOALS, outcomes)
+}
+
+fn versions(places: &Places) -> Vec<(&'static str, String)> {
+    let version = |kind: Kind| kind.version(places).unwrap_or_else(|reason| format!("none: {reason}"));
+    [Kind::Kvd, Kind::Memcached, Kind::Redis].map(|kind| (kind.name(), version(kind))).to_vec()
+}
+
+/// Prints the report, and writes it where it was asked for.
+fn tell(
+    bench: &'static str,
+    options: &Options,
+    machine: Machine,
+    versions: Vec<(&'static str, String)>,
+    items: String,
+    goals: &[Goal],
+    outcomes: Vec<Outcome>,
+) -> Result<(), BenchError> {
+    let goals = reached(goals, &outcomes);
+    let report = Report { bench, command: command(), machine, versions, items, outcomes, goals };
     if let Some(path) = &options.json {
         write(path, &serde_json::to_string_pretty(&report).expect("a report has only text and numbers"))?;
     }

@@ -19,6 +19,37 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// The key with this number.
+    #[must_use]
+    pub fn key_of(self, number: u64) -> String {
+        let digits = usize::from(self.key_digits);
+        format!("{KEY_PREFIX}{number:0digits$}")
+    }
+
+    /// What is put under that key.
+    #[must_use]
+    pub fn value_of(self, number: u64) -> Vec<u8> {
+        let mut value = self.value();
+        let digits = usize::from(self.key_digits);
+        write_digits(&mut value[VALUE_PREFIX.len()..][..digits], number);
+        value
+    }
+
+    /// Where in a value the digits of its key's number stand.
+    #[must_use]
+    pub fn digits_in_value(self) -> std::ops::Range<usize> {
+        VALUE_PREFIX.len()..VALUE_PREFIX.len() + usize::from(self.key_digits)
+    }
+
+    /// Whether `value` was put under `key`: its length, and eight digits, as one word. For keys of eight digits.
+    #[inline]
+    #[must_use]
+    pub fn is_value_under(self, value: &[u8], key: &str) -> bool {
+        debug_assert_eq!(self.key_digits, 8);
+        let told = value.get(VALUE_PREFIX.len()..).and_then(<[u8]>::first_chunk::<8>);
+        value.len() == self.value_bytes as usize && told == key.as_bytes().last_chunk()
+    }
+
     fn key(self) -> Vec<u8> {
         let mut key = KEY_PREFIX.as_bytes().to_vec();
         key.resize(key.len() + usize::from(self.key_digits), b'0');
