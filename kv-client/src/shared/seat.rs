@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use kv_proto::BootMs;
 use kv_proto::limits::KEY_BYTES_MAX;
-use kv_proto::segment::{Control, Freshness, ManyOutcome, Meta, Outcome, Reason, Time};
+use kv_proto::segment::{Control, Freshness, ManyOutcome, Meta, Outcome, Reason, Time, Value};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::attach::{Attached, Refusal, attach};
@@ -115,17 +115,39 @@ impl Seat {
     /// read should be told now.
     #[inline]
     pub(crate) fn value(&self, key: &[u8], value: &mut Vec<u8>, is_due: &mut bool) -> Option<bool> {
-        match self.get(key, value, is_due) {
-            Read::Hit(meta) if meta.freshness == Freshness::Fresh => {
-                value.truncate(meta.value_range().end);
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            // No key: whoever asks is told so.
+            return None;
+        }
+        let (found, time) = self.with_attached(|attached| {
+            let Some(attached) = attached else { return (None, 0) };
+            let time = Now::of(&attached.control);
+            let reader = &attached.reader;
+            (Some(reader.value(reader.hash(key), key, time, value)), time.beat_ms)
+        });
+        *is_due = self.is_due(time);
+        match found {
+            Some(Value::Fresh(place)) => {
+                self.record.hit(place);
                 Some(true)
             }
-            Read::Hit(_) | Read::Miss => {
-                value.clear();
+            Some(Value::Stale(place)) => {
+                self.record.hit(place);
                 Some(false)
             }
-            Read::Ask => None,
+            Some(Value::None) => {
+                self.record.miss();
+                Some(false)
+            }
+            Some(Value::Ask(reason)) => self.ask_for_value(Some(reason)),
+            None => self.ask_for_value(None),
         }
+    }
+
+    #[cold]
+    fn ask_for_value(&self, reason: Option<Reason>) -> Option<bool> {
+        self.ask(reason);
+        None
     }
 
     /// The fresh values of many keys, of one moment; `None`: ask the daemon for all of them.

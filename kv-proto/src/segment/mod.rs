@@ -33,7 +33,7 @@ pub use error::AttachError;
 pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};
 pub use layout::Geometry;
-pub use reader::{ManyOutcome, Outcome, Reader, Reason};
+pub use reader::{ManyOutcome, Outcome, Reader, Reason, Value};
 #[cfg(not(loom))]
 pub use rights::refuse_descriptors;
 pub use stamps::PrefixClear;

@@ -34,6 +34,19 @@ pub enum Outcome {
     Ask(Reason),
 }
 
+/// What [`Reader::value`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// It is in the buffer.
+    Fresh(Place),
+    /// There is an item, but it is stale.
+    Stale(Place),
+    /// There is none, for certain.
+    None,
+    /// Memory cannot tell; ask the daemon.
+    Ask(Reason),
+}
+
 /// Why memory cannot tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -115,6 +128,32 @@ impl Reader {
         }
         buffer.clear();
         Outcome::Ask(Reason::Lapped)
+    }
+
+    /// As [`Reader::get`], for callers who want the fresh value and nothing else: it alone is left in `buffer`. Nothing else about
+    /// the item is put together, so that the processor can begin with the next read while this one waits for memory.
+    pub fn value(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Value {
+        for _ in 0..STARTS_MAX {
+            buffer.clear();
+            let committed = self.control.committed(); // R0
+            if !self.is_usable(time) {
+                return Value::Ask(Reason::State);
+            }
+            let value = match self.look(hash, key, time, committed, Some(&self.control), buffer) {
+                Ok(Outcome::Hit(meta)) if meta.freshness == Freshness::Fresh => {
+                    buffer.truncate(meta.value.end);
+                    return Value::Fresh(meta.place);
+                }
+                Ok(Outcome::Hit(meta)) => Value::Stale(meta.place),
+                Ok(Outcome::Miss) => Value::None,
+                Ok(Outcome::Ask(reason)) => Value::Ask(reason),
+                Err(Again) => continue,
+            };
+            buffer.clear();
+            return value;
+        }
+        buffer.clear();
+        Value::Ask(Reason::Lapped)
     }
 
     /// Looks many keys up as of one sequence, which is given back. Items' bytes are appended to `buffer`, answers to `found`.
