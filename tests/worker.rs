@@ -28,6 +28,8 @@ fn process() {
         Ok("old-kernel") => crate::shared::on_an_old_kernel(),
         Ok("reader") => crate::shared::reader(),
         Ok("container") => crate::shared::in_a_container(),
+        Ok("intruder") => crate::intruder::intruder(),
+        Ok("busy") => crate::starved::busy(),
         Ok("torn") => crate::torn::reader(),
         Ok("storm") => crate::crash::storm_worker(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
