@@ -12,6 +12,7 @@ mod intruder;
 mod life;
 mod lifecycle;
 mod operations;
+mod readers;
 mod shared;
 mod starved;
 mod support;

@@ -29,6 +29,7 @@ fn process() {
         Ok("reader") => crate::shared::reader(),
         Ok("container") => crate::shared::in_a_container(),
         Ok("intruder") => crate::intruder::intruder(),
+        Ok("mortal") => crate::readers::mortal(),
         Ok("busy") => crate::starved::busy(),
         Ok("torn") => crate::torn::reader(),
         Ok("storm") => crate::crash::storm_worker(),
