@@ -82,6 +82,7 @@ pub(crate) fn attach(client: &Client, name: &str) {
 /// `KVD_READS` sets how many hits and how many misses (200,000 by default).
 #[test]
 fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
+    let _timed = timed();
     let home = Home::with(&["--memory", "32MiB"]);
     let _daemon = home.start();
     let board_path = home.path().join("board");
@@ -89,7 +90,7 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let client = home.client();
     (0..KEYS).for_each(|number| put_counter(&client, &board, number).expect("the daemon serves"));
     let vars = [("KVD_BOARD", board_path.display().to_string())];
-    let reader = worker::spawn("quiet", &home.socket(), &vars);
+    let mut reader = worker::spawn("quiet", &home.socket(), &vars);
     let pid = reader.id();
     let anonymous = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("our child");
@@ -101,6 +102,10 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let mut number = 0;
     let began = Instant::now();
     while board.load(STOP) == 0 && began.elapsed() < SOON * 5 {
+        if reader.try_wait().expect("our child").is_some() {
+            let output = reader.wait_with_output().expect("our child");
+            panic!("the reader ended: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+        }
         put_counter(&client, &board, number % KEYS).expect("the daemon serves");
         number += 1;
         std::thread::sleep(Duration::from_micros(900));
@@ -135,6 +140,8 @@ pub(crate) fn quiet_reader() {
     let fallbacks_before = client.stats().caches[0].fallbacks;
     let keys: Vec<String> = (0..KEYS).map(key).collect();
     let absent: Vec<String> = (0..KEYS).map(|number| format!("absent:{number}")).collect();
+    // The usual message asks for the thread's number, which is forbidden from here on: nobody would see what failed.
+    std::panic::set_hook(Box::new(|failure| eprintln!("{failure}")));
     forbid_all_but(&[
         libc::SYS_sendto,
         libc::SYS_recvfrom,
