@@ -19,13 +19,13 @@ fn resident_bytes(daemon: &Daemon) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
 }
 
-fn figure(client: &Client, name: &str) -> u64 {
+pub(crate) fn figure(client: &Client, name: &str) -> u64 {
     let stats = client.admin().stats().unwrap();
     stats.iter().filter(|metric| metric.name == name).map(|metric| metric.value).sum::<f64>() as u64
 }
 
 /// Blocks of the file that are there; holes cost nothing.
-fn file_bytes(home: &Home) -> u64 {
+pub(crate) fn file_bytes(home: &Home) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(home.path().join("store.redb")).unwrap().blocks() * 512
 }

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Home, SOON, kvd, text, wait_for};
+use crate::support::{Home, SOON, kvd, text, timed, wait_for};
 
 const LONG: Duration = Duration::from_secs(3_600);
 
 #[test]
 fn term_under_load_keeps_every_answered_write_and_needs_no_repair() {
+    let _timed = timed();
     let home = Home::new();
     let daemon = home.start();
     let (answered, status) = std::thread::scope(|scope| {

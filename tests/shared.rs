@@ -18,14 +18,14 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-use crate::support::{Home, SOON, kvd, random, text, wait_for};
+use crate::support::{Home, SOON, kvd, random, text, timed, wait_for};
 use crate::worker;
 
 /// The longest that anybody may read the memory of a daemon that is dead or stopped.
 const BOUND: Duration = Duration::from_millis(500);
 /// What the machine may add to a wait by being busy.
 const SLACK: Duration = Duration::from_millis(400);
-const KEYS: usize = 64;
+pub(crate) const KEYS: usize = 64;
 
 /// Words that the processes of a test share: by key the newest acknowledged counter, then what a watcher tells.
 const SHARED_HITS: usize = KEYS;
@@ -34,7 +34,7 @@ const STOP: usize = KEYS + 2;
 const IS_SHARED: usize = KEYS + 3;
 const BOARD_WORDS: usize = KEYS + 8;
 
-fn board(path: &Path, create: bool) -> Arc<Words> {
+pub(crate) fn board(path: &Path, create: bool) -> Arc<Words> {
     let file = File::options().read(true).write(true).create(create).truncate(create).open(path);
     let file = file.expect("the directory is ours");
     if create {
@@ -43,33 +43,33 @@ fn board(path: &Path, create: bool) -> Arc<Words> {
     Words::map_file(&file, 8 * BOARD_WORDS).expect("it is a file of that length")
 }
 
-fn var(name: &str) -> String {
+pub(crate) fn var(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("a worker is given {name}"))
 }
 
-fn key(number: usize) -> String {
+pub(crate) fn key(number: usize) -> String {
     format!("key:{number}")
 }
 
 /// Puts counters that only grow, and notes each as soon as it is acknowledged.
-fn put_counter(client: &Client, board: &Words, number: usize) -> kv_client::Result<()> {
+pub(crate) fn put_counter(client: &Client, board: &Words, number: usize) -> kv_client::Result<()> {
     let next = board.load(number) + 1;
     client.cache("hot").put(key(number), next.to_string(), None)?;
     board.store(number, next);
     Ok(())
 }
 
-fn counter(value: &[u8]) -> u64 {
+pub(crate) fn counter(value: &[u8]) -> u64 {
     std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("a counter was put")
 }
 
-fn path_of(client: &Client, cache: &str) -> ReadPath {
+pub(crate) fn path_of(client: &Client, cache: &str) -> ReadPath {
     let stats = client.stats();
     stats.caches.iter().find(|stats| stats.name == cache).expect("it was asked for").path.clone()
 }
 
 /// Reads `name` until it is read through shared memory.
-fn attach(client: &Client, name: &str) {
+pub(crate) fn attach(client: &Client, name: &str) {
     let cache = client.cache(name);
     wait_for(SOON, "a segment", || {
         cache.get("nothing").expect("the daemon serves");
@@ -82,6 +82,7 @@ fn attach(client: &Client, name: &str) {
 /// `KVD_READS` sets how many hits and how many misses (200,000 by default).
 #[test]
 fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
+    let _timed = timed();
     let home = Home::with(&["--memory", "32MiB"]);
     let _daemon = home.start();
     let board_path = home.path().join("board");
@@ -89,7 +90,7 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let client = home.client();
     (0..KEYS).for_each(|number| put_counter(&client, &board, number).expect("the daemon serves"));
     let vars = [("KVD_BOARD", board_path.display().to_string())];
-    let reader = worker::spawn("quiet", &home.socket(), &vars);
+    let mut reader = worker::spawn("quiet", &home.socket(), &vars);
     let pid = reader.id();
     let anonymous = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("our child");
@@ -101,6 +102,10 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let mut number = 0;
     let began = Instant::now();
     while board.load(STOP) == 0 && began.elapsed() < SOON * 5 {
+        if reader.try_wait().expect("our child").is_some() {
+            let output = reader.wait_with_output().expect("our child");
+            panic!("the reader ended: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+        }
         put_counter(&client, &board, number % KEYS).expect("the daemon serves");
         number += 1;
         std::thread::sleep(Duration::from_micros(900));
@@ -135,6 +140,8 @@ pub(crate) fn quiet_reader() {
     let fallbacks_before = client.stats().caches[0].fallbacks;
     let keys: Vec<String> = (0..KEYS).map(key).collect();
     let absent: Vec<String> = (0..KEYS).map(|number| format!("absent:{number}")).collect();
+    // The usual message asks for the thread's number, which is forbidden from here on: nobody would see what failed.
+    std::panic::set_hook(Box::new(|failure| eprintln!("{failure}")));
     forbid_all_but(&[
         libc::SYS_sendto,
         libc::SYS_recvfrom,
@@ -228,14 +235,14 @@ pub(crate) fn watcher() {
 }
 
 /// A daemon with counters in it, and a watcher that reads them through shared memory.
-struct Watched {
-    home: Home,
-    board: Arc<Words>,
+pub(crate) struct Watched {
+    pub(crate) home: Home,
+    pub(crate) board: Arc<Words>,
     watcher: Option<Child>,
 }
 
 impl Watched {
-    fn start() -> (Watched, crate::support::Daemon) {
+    pub(crate) fn start() -> (Watched, crate::support::Daemon) {
         let home = Home::configured(
             "memory = \"32MiB\"\n[default]\nmemory = \"8MiB\"\n[caches.hot]\nmemory = \"8MiB\"\nrecover = \"keep\"\n",
         );
@@ -251,19 +258,19 @@ impl Watched {
         (watched, daemon)
     }
 
-    fn shared_hits(&self) -> u64 {
+    pub(crate) fn shared_hits(&self) -> u64 {
         self.board.load(SHARED_HITS)
     }
 
     /// Waits until the watcher reads through shared memory again; how long that took.
-    fn wait_until_shared(&self, limit: Duration) -> Duration {
+    pub(crate) fn wait_until_shared(&self, limit: Duration) -> Duration {
         let began = Instant::now();
         let before = self.shared_hits();
         wait_for(limit, "shared reads", || (self.shared_hits() > before).then_some(()));
         began.elapsed()
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         self.board.store(STOP, 1);
         let output = self.watcher.take().expect("ended once").wait_with_output().expect("our child");
         assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
@@ -282,6 +289,7 @@ impl Drop for Watched {
 
 #[test]
 fn nobody_reads_a_dead_daemon_behind_a_newer_write() {
+    let _timed = timed();
     let mut random = random();
     let (watched, mut daemon) = Watched::start();
     for _ in 0..5 {
@@ -302,6 +310,7 @@ fn nobody_reads_a_dead_daemon_behind_a_newer_write() {
 
 #[test]
 fn a_stopped_daemon_is_left_within_the_bound_and_found_again() {
+    let _timed = timed();
     let seconds: u64 = if cfg!(debug_assertions) { 2 } else { 5 };
     let (watched, daemon) = Watched::start();
     daemon.signal(Signal::SIGSTOP);
@@ -320,6 +329,7 @@ fn a_stopped_daemon_is_left_within_the_bound_and_found_again() {
 
 #[test]
 fn a_clean_restart_is_followed_at_once() {
+    let _timed = timed();
     let (watched, daemon) = Watched::start();
     let (status, log) = daemon.stop();
     assert!(status.success(), "{log}");
@@ -534,7 +544,7 @@ fn without_sealed_memory_everything_goes_by_socket_and_is_said() {
 }
 
 /// This test binary where any user may start it; `None` where that cannot be.
-fn public_copy(dir: &Path) -> Option<PathBuf> {
+pub(crate) fn public_copy(dir: &Path) -> Option<PathBuf> {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: only root can start a process of another user");
         return None;
@@ -547,10 +557,10 @@ fn public_copy(dir: &Path) -> Option<PathBuf> {
     Some(copy)
 }
 
-fn run_reader(mut command: Command, socket: &Path) -> String {
+pub(crate) fn run_role(role: &str, mut command: Command, socket: &Path) -> String {
     let output = command
         .args(["worker::process", "--exact", "--nocapture", "--test-threads=1"])
-        .env("KVD_TEST_ROLE", "reader")
+        .env("KVD_TEST_ROLE", role)
         .env("KVD_SOCKET", socket)
         .output()
         .expect("it was started");
@@ -579,7 +589,7 @@ fn another_user_reads_shared_where_the_lists_allow_it_and_nothing_else() {
     home.client().cache("closed").put("k", "v", None).unwrap();
     let mut command = Command::new(binary);
     command.uid(4_242).gid(4_242).current_dir("/");
-    let said = run_reader(command, &home.socket());
+    let said = run_role("reader", command, &home.socket());
     assert!(said.contains("read shared"), "{said}");
     assert!(said.contains("user 4242 may not use cache closed"), "{said}");
 }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use kv_client::blocking::Client;
@@ -12,6 +13,18 @@ use tempfile::TempDir;
 
 /// Longest wait of a test for anything that should happen soon.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Held by a test that says how long something may take at most.
+pub(crate) fn timed() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test that takes the whole machine: while it does, none that is timed runs.
+pub(crate) fn whole_machine() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A directory with a daemon's store, socket and configuration; the daemon may come and go.
 pub(crate) struct Home {
