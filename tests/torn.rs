@@ -72,6 +72,8 @@ fn no_process_reads_anything_torn_while_the_ring_laps() {
             }
             generation
         });
+        // A failure below must end the writer too, or the scope waits for it for ever.
+        let _stops = Stops(&stop);
         let began = Instant::now();
         let mut kills = 0;
         let is_enough = || sum(&board, 0) >= wanted && sum(&board, 1) >= OVERTAKEN_MIN;
@@ -112,6 +114,14 @@ fn no_process_reads_anything_torn_while_the_ring_laps() {
     println!(
         "PROMISE torn.none {reads} reads by {READERS} processes, {overtaken} overtaken in mid-copy, {commits} commits, {kills} readers killed held"
     );
+}
+
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn ended(reader: std::process::Child) -> String {
