@@ -83,6 +83,23 @@ pub(crate) fn attach(client: &Client, name: &str) {
 #[test]
 fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let _timed = timed();
+    // Where nobody gets a processor for long, the daemon's heart stands still too, and readers rightly ask: such a try does
+    // not count.
+    let mut said = String::new();
+    for _ in 0..5 {
+        match read_quietly() {
+            Ok(()) => return,
+            Err((failure, longest_wait)) if longest_wait > BOUND / 2 => said = failure,
+            Err((failure, longest_wait)) => {
+                panic!("{failure} (longest wait for a processor: {longest_wait:?})")
+            }
+        }
+    }
+    panic!("this machine is too busy: {said}");
+}
+
+/// The failure, and how long this process had to wait for a processor at most.
+fn read_quietly() -> Result<(), (String, Duration)> {
     let home = Home::with(&["--memory", "32MiB"]);
     let _daemon = home.start();
     let board_path = home.path().join("board");
@@ -93,27 +110,33 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     let mut reader = worker::spawn("quiet", &home.socket(), &vars);
     let pid = reader.id();
     let anonymous = || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("our child");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux since 4.5");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        // A process that has ended has none.
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap_or("0 kB");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     };
     wait_for(SOON, "the reader to be quiet", || (board.load(IS_SHARED) == 1).then_some(()));
     let before = anonymous();
     let mut number = 0;
     let began = Instant::now();
+    let (mut last, mut longest_wait) = (began, Duration::ZERO);
     while board.load(STOP) == 0 && began.elapsed() < SOON * 5 {
         if reader.try_wait().expect("our child").is_some() {
-            let output = reader.wait_with_output().expect("our child");
-            panic!("the reader ended: {}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+            break;
         }
         put_counter(&client, &board, number % KEYS).expect("the daemon serves");
         number += 1;
         std::thread::sleep(Duration::from_micros(900));
+        longest_wait = longest_wait.max(last.elapsed());
+        last = Instant::now();
     }
     let grown = anonymous().saturating_sub(before);
     board.store(READS, 1);
     let output = reader.wait_with_output().expect("our child");
-    assert!(output.status.success(), "{}: {}{}", output.status, text(&output.stdout), text(&output.stderr));
+    let failed = |failure: String| Err((failure, longest_wait));
+    if !output.status.success() {
+        return failed(format!("{}: {}{}", output.status, text(&output.stdout), text(&output.stderr)));
+    }
     assert!(number > 100, "only {number} writes meanwhile");
     assert!(grown < 8 << 20, "the reader's private memory grew by {grown} bytes");
     let stats = text(&home.kvd(&["stats"]).stdout);
@@ -122,6 +145,7 @@ fn hits_and_misses_make_no_system_call_while_the_keys_are_overwritten() {
     });
     let seconds = began.elapsed().as_secs() + 2;
     assert!(told <= seconds, "{told} reports of hits in {seconds} s");
+    Ok(())
 }
 
 /// Reads with every system call forbidden but those of the reports, which are bounded by time.
