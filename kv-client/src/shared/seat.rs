@@ -119,13 +119,13 @@ impl Seat {
             // No key: whoever asks is told so.
             return None;
         }
-        let (found, time) = self.with_attached(|attached| {
-            let Some(attached) = attached else { return (None, 0) };
-            let time = Now::of(&attached.control);
+        let beat = Cell::new(0);
+        let found = self.with_attached(|attached| {
+            let attached = attached?;
             let reader = &attached.reader;
-            (Some(reader.value(reader.hash(key), key, time, value)), time.beat_ms)
+            Some(reader.value(reader.hash(key), key, Now::of(&attached.control, &beat), value))
         });
-        *is_due = self.is_due(time);
+        *is_due = self.is_due(beat.get());
         match found {
             Some(Value::Fresh(place)) => {
                 self.record.hit(place);
@@ -186,18 +186,19 @@ impl Seat {
             // No key: whoever asks is told so.
             return Read::Ask;
         }
+        let beat = Cell::new(0);
         self.with_attached(|attached| {
             let Some(attached) = attached else { return self.ask(None) };
-            let time = Now::of(&attached.control);
+            let time = Now::of(&attached.control, &beat);
             match attached.reader.get(attached.reader.hash(key), key, time, buffer) {
                 Outcome::Hit(meta) => {
                     self.record.hit(meta.place);
-                    *is_due = self.is_due(time);
+                    *is_due = self.is_due(beat.get());
                     Read::Hit(meta)
                 }
                 Outcome::Miss => {
                     self.record.miss();
-                    *is_due = self.is_due(time);
+                    *is_due = self.is_due(beat.get());
                     Read::Miss
                 }
                 Outcome::Ask(reason) => self.ask(Some(reason)),
@@ -246,7 +247,8 @@ impl Seat {
             self.ask(None);
             return false;
         };
-        let time = Now::of(&attached.control);
+        let beat = Cell::new(0);
+        let time = Now::of(&attached.control, &beat);
         let hashed: Vec<(u64, &[u8])> =
             keys.iter().map(|key| (attached.reader.hash(key.as_ref()), key.as_ref())).collect();
         if let Err(reason) = attached.reader.get_many(&hashed, time, buffer, found) {
@@ -259,13 +261,16 @@ impl Seat {
                 None => self.record.miss(),
             }
         }
-        *is_due = self.is_due(time);
+        *is_due = self.is_due(beat.get());
         true
     }
 
     /// What the times of an item are counted from.
     fn now(&self) -> BootMs {
-        self.attached.load().as_ref().map_or_else(|| boot_ms(0), |attached| Now::of(&attached.control).now())
+        self.attached
+            .load()
+            .as_ref()
+            .map_or_else(|| boot_ms(0), |attached| boot_ms(attached.control.time_offset_ms()))
     }
 
     #[cold]
@@ -327,7 +332,7 @@ impl Seat {
                 let because = because.as_ref().map_or("nothing was asked for yet", |because| because);
                 ReadPath::Socket { because: because.to_owned() }
             }
-            Some(attached) => match attached.reader.why_not(Now::of(&attached.control)) {
+            Some(attached) => match attached.reader.why_not(Now::of(&attached.control, &Cell::new(0))) {
                 None => ReadPath::Shared,
                 Some(because) => ReadPath::Socket { because: because.to_owned() },
             },
@@ -354,8 +359,8 @@ impl Seat {
     }
 
     #[inline]
-    fn is_due(&self, time: impl Time) -> bool {
-        time.beat_ms() - self.told.at.load(Ordering::Relaxed) >= TELL_EVERY_MS
+    fn is_due(&self, beat_ms: i64) -> bool {
+        beat_ms - self.told.at.load(Ordering::Relaxed) >= TELL_EVERY_MS
     }
 
     /// The report that is due, if anything was read since the last.
@@ -434,20 +439,22 @@ thread_local!(static KNOWN: RefCell<[Known; KNOWN_MAX]> = const { RefCell::new([
 #[derive(Clone, Copy)]
 struct Now<'a> {
     control: &'a Control,
-    beat_ms: i64,
+    /// The last beat that was asked for, so that nobody need ask again.
+    beat_ms: &'a Cell<i64>,
 }
 
 impl<'a> Now<'a> {
     #[inline]
-    fn of(control: &'a Control) -> Now<'a> {
-        Now { control, beat_ms: beat_ms() }
+    fn of(control: &'a Control, beat_ms: &'a Cell<i64>) -> Now<'a> {
+        Now { control, beat_ms }
     }
 }
 
 impl Time for Now<'_> {
     #[inline]
     fn beat_ms(self) -> i64 {
-        self.beat_ms
+        self.beat_ms.set(beat_ms());
+        self.beat_ms.get()
     }
 
     #[inline]

@@ -171,8 +171,11 @@ impl Control {
     /// Whether the daemon was alive within the bound and has not said good-bye.
     #[inline]
     #[must_use]
-    pub fn is_live(&self, beat_ms: i64) -> bool {
-        let age = beat_ms.wrapping_sub(self.words.load(C_HEARTBEAT) as i64);
+    pub fn is_live(&self, time: impl Time) -> bool {
+        let stamped = self.words.load(C_HEARTBEAT) as i64;
+        // The clock after the stamp: whoever loses the processor in between must not find a stamp from the future.
+        fence(Ordering::Acquire);
+        let age = time.beat_ms().wrapping_sub(stamped);
         self.words.load(C_STATE) == SegmentState::Live.word() && (0..=HEARTBEAT_STALE_MS).contains(&age)
     }
 

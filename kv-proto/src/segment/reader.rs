@@ -230,7 +230,7 @@ impl Reader {
             Some("another segment has taken its place")
         } else if state != SegmentState::Live.word() {
             Some("the segment is closed")
-        } else if self.checks_heartbeat && !self.control.is_live(time.beat_ms()) {
+        } else if self.checks_heartbeat && !self.control.is_live(time) {
             Some("the daemon has stopped or gives no sign of life")
         } else {
             None
@@ -240,7 +240,7 @@ impl Reader {
     #[inline]
     fn is_usable(&self, time: impl Time) -> bool {
         let is_live = self.words.load(H_STATE) == SegmentState::Live.word();
-        is_live && (!self.checks_heartbeat || self.control.is_live(time.beat_ms()))
+        is_live && (!self.checks_heartbeat || self.control.is_live(time))
     }
 
     /// How often the writer has reused memory while it was being copied here; those reads started over.
