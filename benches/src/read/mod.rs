@@ -1,8 +1,8 @@
 //! `bench read`: kvd's reads through shared memory beside what else a process can read from.
 //!
-//! `bin/bench` calls [`run`]. In reading order: [`workloads`] says what is run and what the goals are, [`turns`] in which
-//! order, [`hosts`] prepares what is read, [`client`] is one process that reads, [`draws`] chooses its keys, and
-//! [`mechanisms`] has a file for each thing that can be read from: to add one, add a file and its line there.
+//! `bin/bench` calls [`run`]. In reading order: `workloads` says what is run and what the goals are, `turns` in which
+//! order, `hosts` prepares what is read, [`client`] is one process that reads, `draws` chooses its keys, and
+//! `mechanisms` has a file for each thing that can be read from: to add one, add a file and its line there.
 
 pub mod client;
 mod draws;
