@@ -1,6 +1,6 @@
 //! One process that reads (or writes, for others to read beside).
 //!
-//! Started by [`super::turns`] with a [`ReadSpec`] as its argument. First it reads as fast as it can and looks at the clock
+//! Started by `turns` with a [`ReadSpec`] as its argument. First it reads as fast as it can and looks at the clock
 //! only between batches: that is its rate. Then it times every read by itself, clock included: that is its latency. It
 //! must do nothing for one mechanism that it does not do for the others.
 

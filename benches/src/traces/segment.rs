@@ -33,7 +33,7 @@ pub enum Rings {
 pub enum Told {
     /// Of each hit at once: its own reads.
     AtOnce,
-    /// With the next put of the client, up to [`BATCH`] places read since the last.
+    /// With the next put of the client, up to `BATCH` places read since the last.
     Batched,
     /// At once, but only one of [`LOSSY_ONE_OF`].
     Lossy,
