@@ -35,7 +35,7 @@ pub enum Told {
     AtOnce,
     /// With the next put of the client, up to `BATCH` places read since the last.
     Batched,
-    /// At once, but only one of [`LOSSY_ONE_OF`].
+    /// At once, but only one of `LOSSY_ONE_OF`.
     Lossy,
 }
 
