@@ -125,29 +125,21 @@ impl Seat {
             let reader = &attached.reader;
             Some(reader.value(reader.hash(key), key, Now::of(&attached.control, &beat), value))
         });
-        *is_due = self.is_due(beat.get());
         match found {
-            Some(Value::Fresh(place)) => {
-                self.record.hit(place);
-                Some(true)
+            Some(Value::Fresh(place) | Value::Stale(place)) => self.record.hit(place),
+            Some(Value::None) => self.record.miss(),
+            // The request that follows takes along what is to be told.
+            Some(Value::Ask(reason)) => {
+                self.ask(Some(reason));
+                return None;
             }
-            Some(Value::Stale(place)) => {
-                self.record.hit(place);
-                Some(false)
+            None => {
+                self.ask(None);
+                return None;
             }
-            Some(Value::None) => {
-                self.record.miss();
-                Some(false)
-            }
-            Some(Value::Ask(reason)) => self.ask_for_value(Some(reason)),
-            None => self.ask_for_value(None),
         }
-    }
-
-    #[cold]
-    fn ask_for_value(&self, reason: Option<Reason>) -> Option<bool> {
-        self.ask(reason);
-        None
+        *is_due = self.is_due(beat.get());
+        Some(matches!(found, Some(Value::Fresh(_))))
     }
 
     /// The fresh values of many keys, of one moment; `None`: ask the daemon for all of them.

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use kv_proto::BootMs;
 use kv_proto::limits::{CACHES_MAX, PATH_REASON_BYTES_MAX};
 use kv_proto::wire::{self, ErrorKind, Request, Response, Scope, Write, encode_into};
 use parking_lot::Mutex;
@@ -28,8 +27,8 @@ pub struct Caller {
     pub pid: u32,
     /// The groups of its user; only asked for where a cache admits groups.
     pub groups: BTreeSet<u32>,
-    /// The daemon's own user or root: may use every cache.
-    pub is_admin: bool,
+    /// May use every cache: the daemon's own user, root, or where no cache says who may use it.
+    pub uses_all_caches: bool,
 }
 
 /// The connections by number.
@@ -40,7 +39,7 @@ pub(super) struct Clients {
 
 struct Record {
     caller: Caller,
-    since: BootMs,
+    since: i64,
     asked: AtomicI64,
     requests: AtomicU64,
     paths: Mutex<BTreeMap<String, Path>>,
@@ -69,7 +68,7 @@ impl Engine {
     /// A session for `caller`.
     #[must_use]
     pub fn join(&self, caller: Caller) -> Session {
-        let now = self.clock.now();
+        let now = self.clock.beat_ms();
         let record = Record {
             since: now,
             asked: AtomicI64::new(now),
@@ -84,10 +83,10 @@ impl Engine {
 
     /// Answers `clients`.
     pub(super) fn list_clients(&self, out: &mut Vec<u8>) {
-        let now = self.clock.now();
+        let now = self.clock.beat_ms();
         let records: Vec<_> = self.clients.joined.lock().values().cloned().collect();
         let paths: Vec<_> = records.iter().map(|record| record.paths.lock()).collect();
-        let since = |then: BootMs| u64::try_from(now.saturating_sub(then)).unwrap_or(0);
+        let since = |then: i64| u64::try_from(now.saturating_sub(then)).unwrap_or(0);
         let infos = records.iter().zip(&paths).map(|(record, paths)| wire::ClientInfo {
             id: record.caller.id,
             name: &record.caller.name,
@@ -114,7 +113,7 @@ impl Engine {
     pub(super) fn check_access(&self, session: &Session, request: &Request<'_>) -> Result<(), Failure> {
         let Some(Client { record, .. }) = &session.client else { return Ok(()) };
         let caller = &record.caller;
-        if caller.is_admin || !self.config.lists_users_by_cache() {
+        if caller.uses_all_caches {
             return Ok(());
         }
         let check = |name: &str, access: &Access| {
@@ -179,8 +178,8 @@ impl Session {
         Session { client: None, buffer: Vec::new(), keys: Vec::new(), handed: None }
     }
 
-    /// Counts a request that came at `now`.
-    pub(super) fn asked(&self, now: BootMs) {
+    /// Counts a request that came at `now`, by the cheap clock: nobody wants to know it to the millisecond.
+    pub(super) fn asked(&self, now: i64) {
         let Some(Client { record, .. }) = &self.client else { return };
         // One thread a session: nobody else stores here.
         record.requests.store(record.requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
