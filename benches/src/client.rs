@@ -303,6 +303,17 @@ pub fn load(wire: Wire, socket: &Path, shape: Shape, keys: u64) -> Result<(), Be
     Ok(())
 }
 
+/// How many of the keys `0..keys` it has.
+///
+/// # Errors
+/// When the server cannot be reached or answers wrongly.
+pub fn held(wire: Wire, socket: &Path, shape: Shape, keys: u64) -> Result<u64, BenchError> {
+    let depth = LOAD_DEPTH as u64;
+    let mut lane = Lane::open(wire, Op::Get, shape, LOAD_DEPTH, socket)?;
+    lane.stream.set_read_timeout(Some(ANSWER_TIME_MAX)).map_err(BenchError::io("setting a timeout"))?;
+    (0..keys / depth).map(|batch| lane.ask(batch * depth..(batch + 1) * depth)).sum()
+}
+
 /// A connection and the batch that goes over it.
 #[derive(Debug)]
 pub(crate) struct Lane {

@@ -21,7 +21,7 @@ use crate::protocol::Wire;
 /// The memory every server may use for items, in MiB.
 pub const MEMORY_MIB: u64 = 256;
 /// … and kvd without a disk: what a million small items fill, because its index is made for as many as its memory holds.
-pub const SMALL_MEMORY_MIB: u64 = 160;
+pub const SMALL_MEMORY_MIB: u64 = 151;
 /// How long a server may take until it can be connected to.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long a server may take to end before it is killed.

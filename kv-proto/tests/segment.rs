@@ -299,6 +299,76 @@ fn a_commit_larger_than_the_rings_leaves_marks_for_what_it_ran_over() {
     assert!(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Hit(_))));
 }
 
+/// Everything at once.
+fn moved(old: &mut Writer, new: Writer, version: Version, now: BootMs) -> Writer {
+    old.begin_move(new);
+    old.finish_move(version, now)
+}
+
+/// Writes, removals and clears come between the steps of a move; in the end the successor says what the model says.
+#[test]
+fn what_changes_during_a_move_is_newest_in_the_successor() {
+    let mut random = random();
+    let large = Geometry::exact(480, 16, 2_000, 14_000);
+    for round in 0..60 {
+        let mut bench = Bench::new(Geometry::exact(240, 16, 2_000, 14_000), Backed::Memory);
+        let mut model = HashMap::new();
+        for _ in 0..random.usize(0..2_000) {
+            change(&mut bench, &mut model, &mut random);
+        }
+        let words = Words::heap(large.bytes() / 8);
+        let new = Writer::create(words, large, bench.writer.seed(), Backed::Memory, bench.version);
+        bench.writer.begin_move(new);
+        let mut done = false;
+        while !done {
+            // Up to twice as many as a step copies: what it began with is evicted before it gets there.
+            for _ in 0..random.usize(0..40) {
+                change(&mut bench, &mut model, &mut random);
+            }
+            bench.commit(|writer, version, now| done = writer.move_step(version, 20, now));
+        }
+        change(&mut bench, &mut model, &mut random);
+        bench.version += 1;
+        let mut new = bench.writer.finish_move(bench.version, bench.now);
+        new.complete(bench.version);
+        bench.control.commit(bench.version);
+        let reader = new.reader(&bench.control);
+        let mut held = 0;
+        for key in 0..600_u32 {
+            let (key, mut buffer) = (key.to_le_bytes(), Vec::new());
+            match reader.get(reader.hash(&key), &key, bench.now, &mut buffer) {
+                Outcome::Hit(meta) => {
+                    assert_eq!(model.get(&key), meta.value(&buffer).first(), "round {round}, key {key:?}");
+                    held += 1;
+                }
+                Outcome::Miss => {}
+                other => panic!("round {round}, key {key:?}: {other:?}"),
+            }
+        }
+        assert!(held >= model.len() / 4, "round {round}: {held} of {} were moved", model.len());
+    }
+}
+
+fn change(bench: &mut Bench, model: &mut HashMap<[u8; 4], u8>, random: &mut fastrand::Rng) {
+    let (key, value) = (random.u32(0..600).to_le_bytes(), random.u8(..));
+    match random.u32(0..400) {
+        0 => {
+            bench.commit(|writer, version, _| writer.stamp_all(version, Effect::Gone));
+            model.clear();
+        }
+        1..100 => {
+            let hash = bench.reader.hash(&key);
+            bench.commit(|writer, version, _| writer.stage_remove(version, hash, &key));
+            model.remove(&key);
+        }
+        what => {
+            let bytes = if what < 150 { 900 } else { 60 };
+            bench.put(&key, &vec![value; bytes], None, &[]);
+            model.insert(key, value);
+        }
+    }
+}
+
 #[test]
 fn a_larger_segment_holds_what_the_smaller_one_held() {
     let mut bench = Bench::new(Geometry::exact(16, 16, 1_000, 9_000), Backed::Disk);
@@ -307,10 +377,9 @@ fn a_larger_segment_holds_what_the_smaller_one_held() {
     }
     bench.commit(|writer, version, _| writer.stamp_tag(version, tag_slot(b"other"), Effect::Gone));
     let geometry = Geometry::exact(64, 16, 1_000, 9_000);
-    let mut new =
-        Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Disk, bench.version);
+    let new = Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Disk, bench.version);
     bench.version += 1;
-    bench.writer.copy_into(&mut new, bench.version, bench.now);
+    let mut new = moved(&mut bench.writer, new, bench.version, bench.now);
     new.complete(bench.version);
     bench.control.commit(bench.version);
     let reader = new.reader(&bench.control);
@@ -332,19 +401,17 @@ fn a_larger_segment_knows_the_keys_that_are_only_marked() {
     bench.commit(|writer, version, _| writer.stage_mark(version, hash, b"large", Mark::Ask));
     let geometry = Geometry::exact(64, 16, 1_000, 9_000);
     let words = || Words::heap(geometry.bytes() / 8);
-    let mut new = Writer::create(words(), geometry, bench.writer.seed(), Backed::Memory, bench.version);
+    let new = Writer::create(words(), geometry, bench.writer.seed(), Backed::Memory, bench.version);
     bench.version += 1;
-    bench.writer.copy_into(&mut new, bench.version, bench.now);
+    let mut new = moved(&mut bench.writer, new, bench.version, bench.now);
     new.complete(bench.version);
     bench.control.commit(bench.version);
     let reader = new.reader(&bench.control);
     let outcome = reader.get(reader.hash(b"large"), b"large", bench.now, &mut Vec::new());
     assert_eq!(outcome, Outcome::Ask(Reason::Side));
-    let mut stranger =
-        Writer::create(words(), geometry, bench.writer.seed() + 1, Backed::Memory, bench.version);
-    let copied =
-        std::panic::AssertUnwindSafe(|| bench.writer.copy_into(&mut stranger, bench.version, bench.now));
-    assert!(std::panic::catch_unwind(copied).is_err(), "another seed is refused");
+    let stranger = Writer::create(words(), geometry, bench.writer.seed() + 1, Backed::Memory, bench.version);
+    let begun = std::panic::AssertUnwindSafe(|| bench.writer.begin_move(stranger));
+    assert!(std::panic::catch_unwind(begun).is_err(), "another seed is refused");
 }
 
 #[test]
@@ -355,7 +422,7 @@ fn an_item_too_large_for_the_successor_is_missed_only_with_its_sequence() {
     let words = Words::heap(geometry.bytes() / 8);
     let mut new = Writer::create(words, geometry, bench.writer.seed(), Backed::Memory, bench.version);
     new.complete(bench.version);
-    bench.writer.copy_into(&mut new, bench.version + 1, bench.now);
+    let new = moved(&mut bench.writer, new, bench.version + 1, bench.now);
     let reader = new.reader(&bench.control);
     let get = || reader.get(reader.hash(b"k"), b"k", bench.now, &mut Vec::new());
     assert_eq!(get(), Outcome::Ask(Reason::Lapped), "not yet");
@@ -392,10 +459,9 @@ fn a_walk_goes_on_in_a_larger_segment_without_meeting_anything_twice() {
     }
     let all = bench.writer.counts().items as usize;
     let geometry = Geometry::exact(316, 16, 4_000, 30_000);
-    let mut new =
-        Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Memory, bench.version);
+    let new = Writer::create(Words::heap(geometry.bytes() / 8), geometry, 42, Backed::Memory, bench.version);
     bench.version += 1;
-    bench.writer.copy_into(&mut new, bench.version, bench.now);
+    let new = moved(&mut bench.writer, new, bench.version, bench.now);
     assert_eq!(new.counts().items as usize, all);
     let mut from = Some(0);
     let mut seen = Vec::new();

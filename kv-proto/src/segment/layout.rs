@@ -62,7 +62,7 @@ const PROBATION_ITEM_SHARE: usize = 4;
 /// Then main takes whatever probation takes.
 const _: () = assert!(PROBATION_ITEM_SHARE * (PROBATION_SHARE - 1) >= 16 || cfg!(loom));
 /// Items a bucket when it is filled as planned: of seven slots, so that overflow is rare: it displaces 0.6 % of the items.
-const ITEMS_A_BUCKET: f64 = 3.0;
+const ITEMS_A_BUCKET: f64 = 3.2;
 /// Without a better guess the index has this fraction of the budget: right for items of some 400 bytes.
 const INDEX_SHARE: usize = 16;
 

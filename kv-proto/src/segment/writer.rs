@@ -6,6 +6,7 @@
 mod evict;
 mod index;
 mod keep;
+mod successor;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use crate::wire::Effect;
 use crate::{BootMs, Version, limits};
 
 pub use keep::{SweepCursor, WalkItem};
+use successor::Successor;
 
 /// What stands behind a cache's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +154,7 @@ pub struct Writer {
     words_put: u64,
     checked: (u64, u64),
     is_sized: bool,
+    successor: Option<Box<Successor>>,
 }
 
 impl Writer {
@@ -202,6 +205,7 @@ impl Writer {
             words_put: 0,
             checked: (0, 0),
             is_sized: false,
+            successor: None,
         }
     }
 
@@ -335,6 +339,7 @@ impl Writer {
             What::Mark(mark) => self.put_mark(version, hash, key, mark),
             What::Remove => self.remove_key(version, hash, key),
         }
+        self.forget_in_successor(version, hash, key);
     }
 
     /// Clears everything older than `version`, with `publish`.

@@ -11,10 +11,12 @@ use std::time::Duration;
 use kv_proto::Version;
 use kv_proto::segment::{Freshness, Geometry, SegmentState};
 use kv_proto::wire::Durability;
+use parking_lot::MutexGuard;
 
 use super::Engine;
 use super::cache::Cache;
 use super::change::{Action, Decision};
+use super::create::Made;
 use super::item::{Current, Draft};
 use crate::store::{CacheId, Judgement, RecordView};
 
@@ -26,6 +28,8 @@ const ITEMS_A_STEP: usize = 256;
 const STEPS_A_ROUND: usize = 4;
 /// … and more while a prefix clear waits to be retired.
 const STEPS_A_ROUND_IN_HASTE: usize = 64;
+/// A move into a larger segment takes at most so many times the steps of what was there when it began.
+const MOVE_ROUNDS_MAX: usize = 4;
 
 impl Engine {
     pub(crate) fn tidy(&self) {
@@ -69,6 +73,7 @@ impl Engine {
                 memory.swept = std::mem::take(&mut memory.sweep_began);
             }
             self.control.commit(version);
+            MutexGuard::unlock_fair(state);
             if done {
                 return;
             }
@@ -110,22 +115,41 @@ impl Engine {
         }
     }
 
+    /// Moves what is in memory into a segment of this division, in steps. On the thread that retires prefix clears: none is
+    /// meanwhile.
     fn supersede(&self, cache: &Arc<Cache>, geometry: Geometry) -> Result<(), super::Failure> {
-        let (seed, side_bytes) = {
+        let (seed, side_bytes, items) = {
             let mut state = self.lock();
             let memory = state.memory(cache);
-            (memory.writer.seed(), memory.side.bytes_max())
+            (memory.writer.seed(), memory.side.bytes_max(), memory.writer.counts().items)
         };
-        let mut made = self.make_of(&cache.config, geometry, seed, side_bytes, &Default::default())?;
+        let Made { memory: mut new, view } =
+            self.make_of(&cache.config, geometry, seed, side_bytes, &Default::default())?;
+        self.lock().memory(cache).writer.begin_move(new.writer);
+        // Whoever writes faster than this copies is overtaken by the last step.
+        for _ in 0..MOVE_ROUNDS_MAX * (items as usize / ITEMS_A_STEP + 1) {
+            let mut state = self.lock();
+            let version = self.next_sequence(&mut state);
+            let done = state.memory(cache).writer.move_step(version, ITEMS_A_STEP, self.clock.now());
+            self.control.commit(version);
+            MutexGuard::unlock_fair(state);
+            if done {
+                break;
+            }
+        }
         let mut state = self.lock();
         let version = self.next_sequence(&mut state);
-        let now = self.clock.now();
         let memory = state.memory(cache);
-        memory.writer.copy_into(&mut made.memory.writer, version, now);
+        if cache.dropped.load(Ordering::Acquire) {
+            memory.writer.abandon_move();
+            self.control.commit(version);
+            return Ok(());
+        }
+        new.writer = memory.writer.finish_move(version, self.clock.now());
         memory.writer.set_state(SegmentState::Superseded);
-        std::mem::swap(&mut memory.side, &mut made.memory.side);
-        *memory = made.memory;
-        cache.view.store(Arc::new(made.view));
+        std::mem::swap(&mut memory.side, &mut new.side);
+        *memory = new;
+        cache.view.store(Arc::new(view));
         if !cache.on_disk() {
             memory.writer.complete(version);
         }

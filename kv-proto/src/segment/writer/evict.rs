@@ -21,7 +21,7 @@ const STEP_SHARE: usize = 256;
 /// … but of no more words than this: the step is work of one write, under the engine's mutex.
 const STEP_WORDS_MAX: usize = 1_024;
 /// What nobody read moves to main while more than this share of it is free: more than what a step leaves.
-const ROOMY_SHARE: usize = 64;
+const ROOMY_SHARE: usize = 128;
 const _: () = assert!(ROOMY_SHARE < STEP_SHARE);
 
 impl Writer {

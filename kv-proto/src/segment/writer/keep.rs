@@ -1,16 +1,17 @@
-//! What is not a write of a user: installing from disk, enumerating, sweeping, walking, moving into a larger segment.
+//! What is not a write of a user: installing from disk, enumerating, sweeping, walking, asking for a larger segment.
 
 use super::super::item::{At, Meta, NewItem};
-use super::super::layout::{
-    BUCKET_WORDS, Geometry, H_CLEAR, H_STALE, POSITIONS_MAX, RINGS, Ring, SLOTS, Slot, slot,
-};
+use super::super::layout::{BUCKET_WORDS, Geometry, POSITIONS_MAX, RINGS, Ring, SLOTS, Slot, slot};
 use super::super::words::WORD_BYTES;
-use super::{Backed, Counts, Install, Installed, Mark, PrefixClear, What, Writer};
+use super::{Backed, Install, Installed, Mark, PrefixClear, What, Writer};
 use crate::wire::Effect;
 use crate::{BootMs, Version};
 
-/// The index is too small when more than one of this many writes displaces a key.
-const FORGOTTEN_SHARE: u64 = 100;
+/// The index is too small when more than one of this many writes displaces a key: with a disk behind it each of them makes misses
+/// ask the daemon …
+const FORGOTTEN_SHARE_DISK: u64 = 100;
+/// … and without one it is an eviction, of the coldest of seven. Buckets filled as planned displace one of 30.
+const FORGOTTEN_SHARE_MEMORY: u64 = 16;
 /// … of at least this many writes.
 const FORGOTTEN_AFTER: u64 = 1_000;
 /// The mean size of items is known well enough when main is filled to one part in this many.
@@ -99,6 +100,7 @@ impl Writer {
             self.leave(self.slot(place));
             self.empty(version, place);
         }
+        self.forget_in_successor(version, hash, key);
     }
 
     /// Drops dead items from the index, at most `items_max` visited; `true` when the whole of both rings was visited.
@@ -161,7 +163,7 @@ impl Writer {
     }
 
     /// An item with its bytes.
-    fn whole(&self, at: At) -> (Meta, Vec<u8>) {
+    pub(super) fn whole(&self, at: At) -> (Meta, Vec<u8>) {
         let (front, bytes) = self.front(at);
         let mut buffer = Vec::with_capacity(bytes);
         self.words.copy_out(self.at(at) + front.head.head_words(), bytes, &mut buffer);
@@ -189,87 +191,16 @@ impl Writer {
         }
         if puts >= FORGOTTEN_AFTER {
             self.checked = (self.counts.puts, self.counts.forgotten);
-            if forgotten > puts / FORGOTTEN_SHARE {
+            let share = match self.backed {
+                Backed::Disk => FORGOTTEN_SHARE_DISK,
+                Backed::Memory => FORGOTTEN_SHARE_MEMORY,
+            };
+            if forgotten > puts / share {
                 wanted = wanted.max(self.geometry.buckets() as u64 * 7);
             }
         }
         let larger = (wanted > 0).then(|| Geometry::new(bytes, wanted))?;
         (larger.buckets() > self.geometry.buckets() + self.geometry.buckets() / 8).then_some(larger)
-    }
-
-    /// Copies items in log order, marks and stamps into a fresh segment of the same seed that is not yet known to anybody.
-    ///
-    /// # Panics
-    /// When the seeds differ: marks could not be found again, and callers' hashes would be wrong.
-    pub fn copy_into(&self, new: &mut Writer, version: Version, now: BootMs) {
-        assert_eq!(self.seed, new.seed, "a cache keeps its seed for life");
-        let tags = (0..self.geometry.tag_slots() as u32).map(|tag| {
-            let at = self.geometry.tag_at(tag);
-            (tag, self.words.load(at), self.words.load(at + 1))
-        });
-        let prefixes =
-            self.prefix_entries().into_iter().map(|clear| (clear.prefix, clear.effect, clear.version));
-        new.load_stamps(
-            self.words.load(H_CLEAR),
-            self.words.load(H_STALE),
-            tags.collect::<Vec<_>>(),
-            prefixes,
-        );
-        for ring in [Ring::Main, Ring::Probation] {
-            let mut position = self.tail[ring as usize];
-            while position < self.head[ring as usize] {
-                let at = At { ring, position };
-                position += self.words_here(at) as u64;
-                if !self.is_filler(at)
-                    && let Some((place, _)) = self.place_of(at)
-                    && !self.is_gone(at, now)
-                {
-                    self.copy_item(at, new, version, now);
-                    let hash = self.with_key(at, |key| crate::hash_key(new.seed, key));
-                    if let Some(copy) = self.with_key(at, |key| new.find_slot(hash, key)) {
-                        new.hits.set(copy, self.hits.get(place));
-                    }
-                }
-            }
-        }
-        for bucket in 0..self.geometry.buckets() {
-            for i in 0..SLOTS {
-                let word = self.words.load(self.geometry.bucket_at(bucket) + i);
-                let kind = if word == 0 { continue } else { slot::kind(word) };
-                let mark = match kind {
-                    Slot::At(..) => continue,
-                    Slot::Disk => Mark::Disk,
-                    Slot::Ask => Mark::Ask,
-                };
-                let hash = slot::mark_hash(word, bucket, self.geometry.buckets());
-                let place = new.free_slot(version, hash);
-                new.enter_mark(place, hash, mark);
-            }
-        }
-        new.is_sized = self.is_sized;
-        let items = Counts { evicted: self.counts.evicted, promoted: self.counts.promoted, ..new.counts };
-        new.counts = Counts {
-            expired_dropped: self.counts.expired_dropped,
-            ghost_hits: self.counts.ghost_hits,
-            ..items
-        };
-    }
-
-    fn copy_item(&self, at: At, new: &mut Writer, version: Version, now: BootMs) {
-        let (meta, buffer) = self.whole(at);
-        let tags: Vec<&[u8]> = meta.tags(&buffer).collect();
-        let item = meta.as_new(&buffer, &tags);
-        let hash = crate::hash_key(new.seed, item.key);
-        let ring = if item.words() > new.geometry.item_words_max(at.ring) { Ring::Main } else { at.ring };
-        if item.words() <= new.geometry.item_words_max(ring) {
-            let to = new.append(version, ring, &item, now);
-            new.publish_one(version, hash, item.key, What::Item(to));
-        } else if new.backed == Backed::Disk {
-            new.put_mark(version, hash, item.key, Mark::Disk);
-        } else {
-            // It leaves memory with this sequence: a snapshot of an older one must not miss it.
-            new.remember_removal(version, hash);
-        }
     }
 
     /// Visits what is in the index from the bucket of `from_hash` on, in hash order, at most `buckets_max` buckets; where to
