@@ -172,7 +172,7 @@ pub(super) fn print_table(report: &Report) {
     latency("  of hits", report.latency_hits);
     if let Some(kill) = &report.kill {
         let first = kill.first_hit_seconds.map_or("none".to_owned(), |s| format!("{:.0} ms", s * 1e3));
-        row("kill -9", first, "until the first correct hit, restart of the daemon included");
+        row("kill -9", first, "until the first correct hit; puts wait 500 ms after an unclean stop");
         if report.kept_on_disk {
             let remark = format!("acknowledged writes, of {} looked up after the kill", tally.verified);
             row("  lost", tally.lost.to_string(), &remark);
