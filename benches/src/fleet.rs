@@ -61,7 +61,7 @@ pub struct Latency {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Latency {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Latency {
         let us = |ns: u64| ns as f64 / 1_000.0;
         let at = |quantile| us(histogram.value_at_quantile(quantile));
         Latency { us_p50: at(0.5), us_p99: at(0.99), us_p999: at(0.999), us_max: us(histogram.max()) }
@@ -86,6 +86,22 @@ pub fn run(load: &Load) -> Result<Measured, BenchError> {
 pub(crate) struct Process {
     pub(crate) role: &'static str,
     pub(crate) spec: String,
+}
+
+impl Process {
+    /// Starts it; what it says is read through pipes.
+    pub(crate) fn spawn(&self) -> Result<(Child, BufReader<ChildStdout>), BenchError> {
+        let program = std::env::current_exe().map_err(BenchError::io("finding this program"))?;
+        let mut child = Command::new(program)
+            .args([self.role, &self.spec])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(BenchError::io("starting a client process"))?;
+        let output = child.stdout.take().expect("it was asked to be piped");
+        Ok((child, BufReader::new(output)))
+    }
 }
 
 /// Starts the processes, has them begin at one moment, and gives back what they report, in their order.
@@ -166,16 +182,7 @@ struct Clients {
 
 impl Clients {
     fn spawn(&mut self, process: &Process) -> Result<(), BenchError> {
-        let program = std::env::current_exe().map_err(BenchError::io("finding this program"))?;
-        let mut child = Command::new(program)
-            .args([process.role, &process.spec])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(BenchError::io("starting a client process"))?;
-        let output = child.stdout.take().expect("it was asked to be piped");
-        self.running.push((child, BufReader::new(output)));
+        self.running.push(process.spawn()?);
         Ok(())
     }
 
@@ -225,7 +232,7 @@ impl Drop for Clients {
     }
 }
 
-fn last_words(child: &mut Child) -> String {
+pub(crate) fn last_words(child: &mut Child) -> String {
     let mut said = String::new();
     if let Some(mut errors) = child.stderr.take() {
         // What cannot be read is not there; the caller's error stands anyway.

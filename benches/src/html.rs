@@ -2,7 +2,8 @@
 //!
 //! Called by `bin/bench`. A bar is the median, a dot is one round: so the spread can be seen.
 
-use crate::report::{Report, microseconds, rate};
+use crate::fleet::Latency;
+use crate::report::{Reached, Report, microseconds, rate};
 use crate::rounds::{Outcome, Row};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -19,21 +20,7 @@ const ROW_PX: f64 = 30.0;
 #[must_use]
 pub fn page(report: &Report) -> String {
     let mut out = head(report.bench, &[&report.machine.line(), &report.items], &report.command);
-    if !report.goals.is_empty() {
-        out += "<table><tr><th>goal</th><th>measured</th><th>goal</th><th></th></tr>";
-        for reached in &report.goals {
-            let measured = reached.ratio.map_or_else(
-                || "not measured".to_owned(),
-                |ratio| format!("{:.2} ({:.2}-{:.2})", ratio.median, ratio.low, ratio.high),
-            );
-            let verdict = if reached.met() { "met" } else { "missed" };
-            let (name, bar) = (reached.goal.name, reached.goal.bar.words());
-            out += &format!(
-                "<tr><td>{name}</td><td>{measured}</td><td>{bar}</td><td class=\"{verdict}\">{verdict}</td></tr>"
-            );
-        }
-        out += "</table>";
-    }
+    out += &goals(&report.goals);
     for outcome in &report.outcomes {
         out += &format!("<h2>{}</h2><p>{}</p>", outcome.name, escape(&outcome.what));
         out += &plot(outcome);
@@ -61,72 +48,153 @@ pub(crate) fn head(bench: &str, lines: &[&str], command: &str) -> String {
     )
 }
 
+/// A table of goals; nothing when there are none.
+pub(crate) fn goals(goals: &[Reached]) -> String {
+    if goals.is_empty() {
+        return String::new();
+    }
+    let mut out = "<table><tr><th>goal</th><th>measured</th><th>goal</th><th></th></tr>".to_owned();
+    for reached in goals {
+        let measured = reached.ratio.map_or_else(
+            || "not measured".to_owned(),
+            |ratio| format!("{:.2} ({:.2}-{:.2})", ratio.median, ratio.low, ratio.high),
+        );
+        let verdict = if reached.met() { "met" } else { "missed" };
+        let (name, bar) = (reached.goal.name, reached.goal.bar.words());
+        out += &format!(
+            "<tr><td>{name}</td><td>{measured}</td><td>{bar}</td><td class=\"{verdict}\">{verdict}</td></tr>"
+        );
+    }
+    out + "</table>"
+}
+
 /// Rates: a bar a variant.
 fn plot(outcome: &Outcome) -> String {
-    let rates = |row: &Row| row.runs.iter().map(|run| run.measured.keys_per_s).collect::<Vec<_>>();
-    let highest = outcome.rows.iter().flat_map(rates).fold(1.0, f64::max);
-    let x = |rate: f64| LABEL_PX + rate / highest * PLOT_PX;
-    let (width, height) = (LABEL_PX + PLOT_PX + FIGURES_PX, ROW_PX * outcome.rows.len() as f64);
-    let mut out = format!("<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" role=\"img\">");
-    for (index, row) in outcome.rows.iter().enumerate() {
+    let bar = |row: &Row| {
         let summary = row.summary(|run| run.measured.keys_per_s);
+        Bar {
+            label: row.label,
+            median: summary.median,
+            dots: row.runs.iter().map(|run| run.measured.keys_per_s).collect(),
+            figures: rate(summary),
+        }
+    };
+    bars(&outcome.rows.iter().map(bar).collect::<Vec<_>>(), Scale::Linear)
+}
+
+/// A bar with its dots.
+pub(crate) struct Bar<'a> {
+    /// What stands before it; ours are coloured.
+    pub(crate) label: &'a str,
+    /// Its length.
+    pub(crate) median: f64,
+    /// One a round.
+    pub(crate) dots: Vec<f64>,
+    /// What stands behind it.
+    pub(crate) figures: String,
+}
+
+/// How long a bar is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// Twice the number, twice the length.
+    Linear,
+    /// Ten times the number, one step further: for what differs a thousandfold.
+    Powers,
+}
+
+/// A picture of bars.
+pub(crate) fn bars(bars: &[Bar<'_>], scale: Scale) -> String {
+    let all = || bars.iter().flat_map(|bar| &bar.dots).copied();
+    let highest = all().fold(1.0, f64::max);
+    let lowest = all().fold(f64::INFINITY, f64::min).clamp(0.001, highest);
+    let (low, high) = (lowest.log10().floor(), highest.log10().ceil());
+    let share = |number: f64| match scale {
+        Scale::Linear => number / highest,
+        Scale::Powers => ((number.max(lowest).log10() - low) / (high - low).max(1.0)).max(0.0),
+    };
+    let x = |number: f64| LABEL_PX + share(number) * PLOT_PX;
+    let bottom = ROW_PX * bars.len() as f64;
+    let mut out = match scale {
+        Scale::Linear => svg(bottom),
+        Scale::Powers => svg(bottom + ROW_PX) + &powers(low, high, bottom, x, ""),
+    };
+    for (index, bar) in bars.iter().enumerate() {
         let middle = ROW_PX * (index as f64 + 0.5);
-        let colour = if row.label.starts_with("kvd") { "#2f6fb3" } else { "#b9c3cc" };
+        let colour = if bar.label.starts_with("kvd") { "#2f6fb3" } else { "#b9c3cc" };
         out += &format!(
             "<text x=\"0\" y=\"{:.1}\">{}</text>\
              <rect x=\"{LABEL_PX}\" y=\"{:.1}\" width=\"{:.1}\" height=\"18\" fill=\"{colour}\"/>",
             middle + 4.5,
-            row.label,
+            escape(bar.label),
             middle - 9.0,
-            x(summary.median) - LABEL_PX
+            x(bar.median) - LABEL_PX
         );
-        for rate in rates(row) {
-            out += &format!("<circle cx=\"{:.1}\" cy=\"{middle:.1}\" r=\"2.5\" fill=\"#222\"/>", x(rate));
+        for &dot in &bar.dots {
+            out += &format!("<circle cx=\"{:.1}\" cy=\"{middle:.1}\" r=\"2.5\" fill=\"#222\"/>", x(dot));
         }
         let figures_at = LABEL_PX + PLOT_PX + 8.0;
-        out += &format!("<text x=\"{figures_at}\" y=\"{:.1}\">{}</text>", middle + 4.5, rate(summary));
+        out += &format!("<text x=\"{figures_at}\" y=\"{:.1}\">{}</text>", middle + 4.5, escape(&bar.figures));
     }
     out + "</svg>"
 }
 
-/// Latencies: from the median to the worst, on a scale of powers of ten.
-fn latency_plot(outcome: &Outcome) -> String {
-    let points = |row: &Row| {
-        let of = |pick: fn(&crate::fleet::Latency) -> f64| {
-            row.summary(|run| pick(&run.measured.latency)).median.max(0.001)
-        };
-        [
-            of(|latency| latency.us_p50),
-            of(|latency| latency.us_p99),
-            of(|latency| latency.us_p999),
-            of(|latency| latency.us_max),
-        ]
-    };
-    let all: Vec<f64> = outcome.rows.iter().flat_map(points).collect();
-    let low = all.iter().copied().fold(f64::INFINITY, f64::min).log10().floor();
-    let high = all.iter().copied().fold(0.001, f64::max).log10().ceil().max(low + 1.0);
-    let x = |us: f64| LABEL_PX + (us.log10() - low) / (high - low) * PLOT_PX;
-    let (width, bottom) = (LABEL_PX + PLOT_PX + FIGURES_PX, ROW_PX * outcome.rows.len() as f64);
-    let mut out =
-        format!("<svg viewBox=\"0 0 {width} {:.0}\" width=\"{width}\" role=\"img\">", bottom + ROW_PX);
-    for power in low as i32..=high as i32 {
+fn svg(height: f64) -> String {
+    let width = LABEL_PX + PLOT_PX + FIGURES_PX;
+    format!("<svg viewBox=\"0 0 {width} {height:.0}\" width=\"{width}\" role=\"img\">")
+}
+
+/// Lines at powers of ten, from the `low`th to the `high`th.
+fn powers(low: f64, high: f64, bottom: f64, x: impl Fn(f64) -> f64, unit: &str) -> String {
+    let line = |power: i32| {
         let at = x(10f64.powi(power));
-        out += &format!("<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{bottom:.1}\" stroke=\"#ddd\"/>");
-        out += &format!(
-            "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{} us</text>",
+        format!(
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{bottom:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}{unit}</text>",
             bottom + 18.0,
             10f64.powi(power)
-        );
-    }
-    for (index, row) in outcome.rows.iter().enumerate() {
+        )
+    };
+    (low as i32..=high as i32).map(line).collect()
+}
+
+/// Latencies: from the median to the worst, on a scale of powers of ten.
+fn latency_plot(outcome: &Outcome) -> String {
+    let span = |row: &Row| {
+        let of = |pick: fn(&Latency) -> f64| row.summary(|run| pick(&run.measured.latency)).median;
+        Span {
+            label: row.label,
+            us: [of(|it| it.us_p50), of(|it| it.us_p99), of(|it| it.us_p999), of(|it| it.us_max)],
+        }
+    };
+    spans(&outcome.rows.iter().map(span).collect::<Vec<_>>())
+}
+
+/// From one latency to another.
+pub(crate) struct Span<'a> {
+    /// What stands before it.
+    pub(crate) label: &'a str,
+    /// p50, p99, p99.9 and the worst.
+    pub(crate) us: [f64; 4],
+}
+
+/// A picture of spans, each a line with four dots.
+pub(crate) fn spans(spans: &[Span<'_>]) -> String {
+    let all = || spans.iter().flat_map(|span| span.us).map(|us| us.max(0.001));
+    let low = all().fold(f64::INFINITY, f64::min).min(1e9).log10().floor();
+    let high = all().fold(0.001, f64::max).log10().ceil().max(low + 1.0);
+    let x = |us: f64| LABEL_PX + (us.max(0.001).log10() - low) / (high - low) * PLOT_PX;
+    let bottom = ROW_PX * spans.len() as f64;
+    let mut out = svg(bottom + ROW_PX) + &powers(low, high, bottom, x, " us");
+    for (index, span) in spans.iter().enumerate() {
         let middle = ROW_PX * (index as f64 + 0.5);
-        let [p50, p99, p999, max] = points(row).map(x);
-        let colour = if row.label.starts_with("kvd") { "#2f6fb3" } else { "#8b98a5" };
+        let [p50, p99, p999, max] = span.us.map(x);
+        let colour = if span.label.starts_with("kvd") { "#2f6fb3" } else { "#8b98a5" };
         out += &format!(
             "<text x=\"0\" y=\"{:.1}\">{}</text>\
              <line x1=\"{p50:.1}\" x2=\"{max:.1}\" y1=\"{middle:.1}\" y2=\"{middle:.1}\" stroke=\"{colour}\"/>",
             middle + 4.5,
-            row.label
+            escape(span.label)
         );
         for (at, radius) in [(p50, 6.0), (p99, 4.5), (p999, 3.0), (max, 1.5)] {
             out += &format!("<circle cx=\"{at:.1}\" cy=\"{middle:.1}\" r=\"{radius}\" fill=\"{colour}\"/>");
@@ -139,8 +207,7 @@ fn latencies(outcome: &Outcome) -> String {
     let mut out =
         "<table><tr><th>latency, us</th><th>p50</th><th>p99</th><th>p99.9</th><th>max</th></tr>".to_owned();
     for row in &outcome.rows {
-        let of =
-            |pick: fn(&crate::fleet::Latency) -> f64| row.summary(|run| pick(&run.measured.latency)).median;
+        let of = |pick: fn(&Latency) -> f64| row.summary(|run| pick(&run.measured.latency)).median;
         out += &format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
             row.label,

@@ -314,6 +314,26 @@ impl Drop for Server {
     }
 }
 
+/// Lets a server run for as long as this takes.
+pub(crate) fn awake<T>(
+    server: Option<&Server>,
+    act: impl FnOnce() -> Result<T, BenchError>,
+) -> Result<T, BenchError> {
+    /// For a server that was asleep to see to what its clock tells it is overdue.
+    const WAKE_UP: Duration = Duration::from_millis(50);
+    // What the last one left for the kernel to write is not to be written in this one's time.
+    nix::unistd::sync();
+    if let Some(server) = server {
+        server.resume()?;
+        sleep(WAKE_UP);
+    }
+    let done = act()?;
+    if let Some(server) = server {
+        server.pause()?;
+    }
+    Ok(done)
+}
+
 /// A command whose process ends when this one does, however that happens, where `setpriv` can be had.
 fn dies_with_parent(program: &Path) -> Command {
     let setpriv =

@@ -2,11 +2,11 @@
 //!
 //! Called by `bin/bench`. The `GOAL` lines are a contract: `GOAL <name> <measured> <goal> met|missed`, last of all.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table, presets};
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::rounds::{Outcome, Summary};
+use crate::rounds::{Outcome, Row, Summary};
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -132,7 +132,8 @@ pub fn microseconds(us: f64) -> String {
     if us < 10.0 { format!("{us:.2}") } else { format!("{us:.1}") }
 }
 
-fn thousands(number: f64) -> String {
+/// A number for people.
+pub(crate) fn thousands(number: f64) -> String {
     if number >= 1e6 {
         format!("{:.2} M", number / 1e6)
     } else if number >= 1e4 {
@@ -181,25 +182,13 @@ impl Report {
 
 /// One row a variant.
 fn table(outcome: &Outcome) -> Table {
-    let mut table = Table::new();
-    // Markdown, so that it can go into docs/BENCHMARKS.md as it is.
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header([
-        "",
-        "keys/s",
-        "p50 us",
-        "p99 us",
-        "p99.9 us",
-        "max us",
-        "client us/key",
-        "server us/key",
-        "misses",
-    ]);
-    for row in &outcome.rows {
+    let header =
+        ["", "keys/s", "p50 us", "p99 us", "p99.9 us", "max us", "client us/key", "server us/key", "misses"];
+    let cells = |row: &Row| {
         let latency = |pick: fn(&crate::fleet::Latency) -> f64| {
             microseconds(row.summary(|run| pick(&run.measured.latency)).median)
         };
-        table.add_row([
+        vec![
             row.label.to_owned(),
             rate(row.summary(|run| run.measured.keys_per_s)),
             latency(|latency| latency.us_p50),
@@ -212,8 +201,20 @@ fn table(outcome: &Outcome) -> Table {
             },
             format!("{:.2}", row.summary(|run| run.server_us_per_key).median),
             row.runs.iter().map(|run| run.measured.misses).sum::<u64>().to_string(),
-        ]);
-    }
+        ]
+    };
+    markdown(header, outcome.rows.iter().map(cells))
+}
+
+/// A table that can go into a document as it is; numbers to the right.
+pub(crate) fn markdown(
+    header: impl IntoIterator<Item = impl Into<Cell>>,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(header.into_iter().map(Into::into).collect::<Vec<Cell>>());
+    table.add_rows(rows);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

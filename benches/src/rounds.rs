@@ -11,9 +11,8 @@ use serde::Serialize;
 
 use crate::BenchError;
 use crate::client::{ClientSpec, Pace, Stop, load};
-use crate::clock::sleep;
 use crate::fleet::{self, Load, Measured};
-use crate::peers::{Kind, Places, Server};
+use crate::peers::{Kind, Places, Server, awake};
 use crate::protocol::{Op, Shape};
 use crate::report::Figure;
 
@@ -234,12 +233,6 @@ impl Runner {
         server: &Server,
         round: usize,
     ) -> Result<Run, BenchError> {
-        /// For a server that was asleep to see to what its clock tells it is overdue.
-        const WAKE_UP: Duration = Duration::from_millis(50);
-        // What the last one left for the kernel to write is not to be written in this one's time.
-        nix::unistd::sync();
-        server.resume()?;
-        sleep(WAKE_UP);
         let plan = workload.plan;
         let client = ClientSpec {
             wire: variant.kind.wire(),
@@ -257,10 +250,12 @@ impl Runner {
             Stop::Time => plan.time,
             Stop::Requests(_) => plan.time * 10,
         };
-        let cpu_before_s = server.cpu_s();
-        let measured = fleet::run(&Load { client, clients: variant.clients, warm_up: plan.warm_up, time })?;
-        let cpu_s = server.cpu_s() - cpu_before_s;
-        server.pause()?;
+        let load = Load { client, clients: variant.clients, warm_up: plan.warm_up, time };
+        let (measured, cpu_s) = awake(Some(server), || {
+            let cpu_before_s = server.cpu_s();
+            let measured = fleet::run(&load)?;
+            Ok((measured, server.cpu_s() - cpu_before_s))
+        })?;
         // Processor time covers the warm-up too, the number of keys does not.
         let share = measured.time_s / (measured.time_s + plan.warm_up.as_secs_f64());
         let server_us_per_key = cpu_s * share * 1e6 / (measured.keys.max(1) as f64);

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Args, Parser, Subcommand};
 use kvd_benches::client;
+use kvd_benches::locking::{self, Baseline, Extent, Order};
 use kvd_benches::machine::{Machine, is_in_memory};
 use kvd_benches::peers::{Kind, MEMORY_MIB, Places};
 use kvd_benches::protocol::Shape;
@@ -18,6 +19,7 @@ use kvd_benches::rounds::{Items, Outcome, Runner};
 use kvd_benches::socket::{GOALS, Length, workloads};
 use kvd_benches::traces::{self, Plan, table};
 use kvd_benches::{BenchError, check, html, memory, read};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 #[derive(Parser)]
@@ -33,6 +35,8 @@ enum What {
     Socket(SocketOptions),
     /// Reads: kvd's shared memory, LMDB, Berkeley DB, memcached, Redis, maps and caches within a process
     Read(Options),
+    /// Ways to share items that change: kvd's locking modes, Berkeley DB, flock, copies, LMDB, SQLite, redb
+    Locking(LockingOptions),
     /// What a small item costs beside its key and value: kvd, memcached and Redis
     Memory(Options),
     /// Hit ratios of kvd's eviction, moka, quick_cache, LRU and the optimum on recorded and made-up accesses
@@ -45,6 +49,9 @@ enum What {
     /// One process that reads (started by `read`)
     #[command(hide = true)]
     ReadClient { spec: String },
+    /// One process of the lab (started by `locking`)
+    #[command(hide = true)]
+    LockingWorker { spec: String },
 }
 
 #[derive(Args)]
@@ -94,6 +101,24 @@ impl Options {
 }
 
 #[derive(Args)]
+struct LockingOptions {
+    #[command(flatten)]
+    common: Options,
+    /// Runs the matrix and long trials, which takes about an hour
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// What is run: default, etoys, or a TOML file of cells
+    #[arg(long, default_value = "default", value_name = "NAME|FILE")]
+    profile: String,
+    /// Runs only these mechanisms, for example "kvd key,lmdb"
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    mechanisms: Vec<String>,
+    /// Compares with what an earlier --json has kept
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct TracesOptions {
     /// Ends within a minute: at most 500,000 accesses of each source
     #[arg(long)]
@@ -122,6 +147,8 @@ fn main() -> ExitCode {
     let done = match Command::parse().what {
         What::Client { spec } => return run_client(&spec, client::run),
         What::ReadClient { spec } => return run_client(&spec, read::client::run),
+        What::LockingWorker { spec } => return run_client(&spec, locking::worker::run),
+        What::Locking(options) => locking(&options),
         What::Socket(options) => socket(&options),
         What::Read(options) => read(&options),
         What::Traces(options) => traces(&options),
@@ -239,6 +266,32 @@ fn read(options: &Options) -> Result<(), BenchError> {
     tell("read", options, machine, versions, items, &read::GOALS, outcomes)
 }
 
+fn locking(options: &LockingOptions) -> Result<(), BenchError> {
+    let common = &options.common;
+    let extent = match (common.quick, options.full) {
+        (true, _) => Extent::Quick,
+        (false, true) => Extent::Full,
+        (false, false) => Extent::Default,
+    };
+    let mut plan = locking::Plan::of(&options.profile, extent)?;
+    plan.rounds = common.rounds.unwrap_or(plan.rounds).max(1);
+    // Before two minutes have gone by.
+    let baseline = options.baseline.as_deref().map(Baseline::read).transpose()?;
+    let mut report = locking::run(&Order {
+        plan,
+        only: &common.only,
+        mechanisms: &options.mechanisms,
+        places: &places(common)?,
+        seed: common.seed,
+        interrupted: &*interrupted()?,
+        command: command(),
+    })?;
+    report.baseline = baseline;
+    keep((&common.json, &common.html), &report, || report.page())?;
+    print!("{}", report.text());
+    Ok(())
+}
+
 fn versions(places: &Places) -> Vec<(&'static str, String)> {
     let version = |kind: Kind| kind.version(places).unwrap_or_else(|reason| format!("none: {reason}"));
     [Kind::Kvd, Kind::Memcached, Kind::Redis].map(|kind| (kind.name(), version(kind))).to_vec()
@@ -256,12 +309,7 @@ fn tell(
 ) -> Result<(), BenchError> {
     let goals = reached(goals, &outcomes);
     let report = Report { bench, command: command(), machine, versions, items, outcomes, goals };
-    if let Some(path) = &options.json {
-        write(path, &serde_json::to_string_pretty(&report).expect("a report has only text and numbers"))?;
-    }
-    if let Some(path) = &options.html {
-        write(path, &html::page(&report))?;
-    }
+    keep((&options.json, &options.html), &report, || html::page(&report))?;
     print!("{}", report.text());
     Ok(())
 }
@@ -279,13 +327,23 @@ fn traces(options: &TracesOptions) -> Result<(), BenchError> {
         seed: options.seed,
     })?;
     let report = table::Report { command: command(), machine, goals: table::goals(&found), found, skipped };
-    if let Some(path) = &options.json {
-        write(path, &serde_json::to_string_pretty(&report).expect("a report has only text and numbers"))?;
-    }
-    if let Some(path) = &options.html {
-        write(path, &report.page())?;
-    }
+    keep((&options.json, &options.html), &report, || report.page())?;
     print!("{}", report.text());
+    Ok(())
+}
+
+/// Writes the report where it was asked for.
+fn keep(
+    (json, html): (&Option<PathBuf>, &Option<PathBuf>),
+    report: &impl Serialize,
+    page: impl FnOnce() -> String,
+) -> Result<(), BenchError> {
+    if let Some(path) = json {
+        write(path, &serde_json::to_string_pretty(report).expect("a report has only text and numbers"))?;
+    }
+    if let Some(path) = html {
+        write(path, &page())?;
+    }
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::sys::prctl::set_timerslack;
 use serde::{Deserialize, Serialize};
 
-use super::draws::Draws;
 pub use super::draws::Pick;
+use super::draws::{DRAWS, Draws};
 use super::mechanisms::{Key, Mechanism, Source};
 use crate::BenchError;
 use crate::client::{ClientReport, Moments, await_start, failed, histogram, pairs};
@@ -88,7 +88,7 @@ pub fn run(spec: &ReadSpec) -> Result<(), BenchError> {
 
 /// Reads or writes until the end.
 pub(super) fn work<S: Source>(mut source: S, spec: &ReadSpec) -> Result<ClientReport, BenchError> {
-    let mut draws = Draws::new(spec.pick, spec.keys, spec.shape, spec.seed);
+    let mut draws = Draws::new(spec.pick, spec.keys, spec.shape, spec.seed, DRAWS);
     let shape = spec.shape;
     let mut buffer = Vec::new();
     touch(&mut source, spec)?;

@@ -1,13 +1,13 @@
 //! Chooses the keys that a process reads, before it reads: their text lies in a row, so that choosing costs nothing and
-//! costs everybody the same.
+//! costs everybody the same. Behind the last of the row they begin again.
 
 use serde::{Deserialize, Serialize};
 
 use super::mechanisms::Key;
 use crate::protocol::Shape;
 
-/// Keys drawn; then they begin again.
-const DRAWS: usize = 1 << 18;
+/// Keys drawn where nobody says how many.
+pub(crate) const DRAWS: usize = 1 << 18;
 
 /// Which keys are read.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub enum Pick {
 
 /// A row of keys.
 #[derive(Debug)]
-pub(super) struct Draws {
+pub(crate) struct Draws {
     text: String,
     numbers: Vec<u64>,
     key_bytes: usize,
@@ -30,12 +30,13 @@ pub(super) struct Draws {
 }
 
 impl Draws {
-    pub(super) fn new(pick: Pick, keys: u64, shape: Shape, seed: u64) -> Draws {
+    /// A row of `count` keys out of `0..keys`.
+    pub(crate) fn new(pick: Pick, keys: u64, shape: Shape, seed: u64, count: usize) -> Draws {
         let mut random = fastrand::Rng::with_seed(seed);
         let numbers: Vec<u64> = match pick {
-            Pick::Uniform => (0..DRAWS).map(|_| random.u64(0..keys)).collect(),
-            Pick::Absent => (0..DRAWS).map(|_| keys + random.u64(0..keys)).collect(),
-            Pick::Zipf(exponent) => zipf(exponent, keys, &mut random),
+            Pick::Uniform => (0..count).map(|_| random.u64(0..keys)).collect(),
+            Pick::Absent => (0..count).map(|_| keys + random.u64(0..keys)).collect(),
+            Pick::Zipf(exponent) => zipf(exponent, keys, &mut random, count),
         };
         let text: String = numbers.iter().map(|&number| shape.key_of(number)).collect();
         Draws { key_bytes: shape.key_of(0).len(), text, numbers, next: 0 }
@@ -43,15 +44,15 @@ impl Draws {
 
     /// The next key.
     #[inline]
-    pub(super) fn draw(&mut self) -> Key<'_> {
+    pub(crate) fn draw(&mut self) -> Key<'_> {
         let at = self.next;
-        self.next = (at + 1) % DRAWS;
+        self.next = (at + 1) % self.numbers.len();
         Key { text: &self.text[at * self.key_bytes..][..self.key_bytes], number: self.numbers[at] }
     }
 
     /// The next keys, fewer where the row ends.
-    pub(super) fn draw_many(&mut self, count: usize) -> Vec<Key<'_>> {
-        let from = if self.next + count > DRAWS { 0 } else { self.next };
+    pub(crate) fn draw_many(&mut self, count: usize) -> Vec<Key<'_>> {
+        let from = if self.next + count > self.numbers.len() { 0 } else { self.next };
         self.next = from + count;
         let key = |at: usize| Key {
             text: &self.text[at * self.key_bytes..][..self.key_bytes],
@@ -62,7 +63,7 @@ impl Draws {
 }
 
 /// Which key has which rank is the same for all seeds of draws, and has nothing to do with its number.
-fn zipf(exponent: f64, keys: u64, random: &mut fastrand::Rng) -> Vec<u64> {
+fn zipf(exponent: f64, keys: u64, random: &mut fastrand::Rng, count: usize) -> Vec<u64> {
     let mut by_rank: Vec<u64> = (0..keys).collect();
     fastrand::Rng::with_seed(keys).shuffle(&mut by_rank);
     let mut sum = 0.0;
@@ -76,7 +77,7 @@ fn zipf(exponent: f64, keys: u64, random: &mut fastrand::Rng) -> Vec<u64> {
         let at = random.f64() * sum;
         by_rank[sums.partition_point(|&upto| upto <= at).min(by_rank.len() - 1)]
     };
-    (0..DRAWS).map(|_| draw(random)).collect()
+    (0..count).map(|_| draw(random)).collect()
 }
 
 #[cfg(test)]
@@ -90,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_few_keys_have_most_of_a_zipf_row() {
-        let draws = Draws::new(Pick::Zipf(0.99), 100_000, SHAPE, 1);
+        let draws = Draws::new(Pick::Zipf(0.99), 100_000, SHAPE, 1, DRAWS);
         let mut counts: HashMap<u64, usize> = HashMap::new();
         for &number in &draws.numbers {
             *counts.entry(number).or_default() += 1;
@@ -104,7 +105,7 @@ mod tests {
 
     #[test]
     fn keys_carry_their_numbers() {
-        let mut draws = Draws::new(Pick::Absent, 1_000, SHAPE, 1);
+        let mut draws = Draws::new(Pick::Absent, 1_000, SHAPE, 1, DRAWS);
         for _ in 0..3 {
             let key = draws.draw();
             assert_eq!(key.text, SHAPE.key_of(key.number));

@@ -144,7 +144,7 @@ fn start_kvd(store: Store, places: &Places) -> Result<Server, BenchError> {
 }
 
 /// Waits until the daemon has put away what it was filled with: that is a matter of writes.
-fn calm(server: &Server) {
+pub(crate) fn calm(server: &Server) {
     for _ in 0..CALM_LOOKS_MAX {
         let before_s = server.cpu_s();
         sleep(CALM_LOOK);

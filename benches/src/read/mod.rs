@@ -11,7 +11,13 @@ mod mechanisms;
 mod turns;
 mod workloads;
 
+pub(crate) use client::Pick;
+pub(crate) use draws::Draws;
+pub(crate) use hosts::calm;
+#[cfg(not(feature = "bdb"))]
+pub(crate) use mechanisms::BDB_ABSENT;
 pub use mechanisms::Mechanism;
+pub(crate) use mechanisms::{Key, kvd, lmdb};
 pub use turns::run;
 pub use workloads::{GOALS, ReadWorkload, Reading, all};
 

@@ -3,20 +3,16 @@
 //! Called by `bin/bench`. Only the measured server runs, the others are stopped by a signal.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use super::client::{ReadSpec, Role};
 use super::hosts::{Host, TAGGED, spec};
 use super::mechanisms::Shared;
 use super::workloads::{ReadWorkload, Reading, WRITER_PUTS_PER_S};
 use crate::BenchError;
-use crate::clock::sleep;
 use crate::fleet::{Process, merge, together};
-use crate::peers::Places;
+use crate::peers::{Places, Server, awake};
 use crate::rounds::{Outcome, Row, Run};
 
-/// For a server that was asleep to see to what its clock tells it is overdue.
-const WAKE_UP: Duration = Duration::from_millis(50);
 /// A writer that did less than this share of what it should is told of.
 const WRITER_SHARE_MIN: f64 = 0.95;
 
@@ -63,8 +59,9 @@ impl Turns<'_> {
             }
         }
         for (reading, index) in readings.iter().filter(|(reading, _)| reading.tagged) {
-            let fill = |host: &Host| host.fill_tagged();
-            awake(&hosts[*index], fill).inspect_err(|_| eprintln!("  while filling {}", reading.label))?;
+            let host = &hosts[*index];
+            awake(host.server(), || host.fill_tagged())
+                .inspect_err(|_| eprintln!("  while filling {}", reading.label))?;
         }
         for round in 0..self.workload.rounds {
             for turn in 0..readings.len() {
@@ -130,8 +127,8 @@ impl Turns<'_> {
         if reading.writer {
             processes.push(process(&one(reading.processes, Role::Write(WRITER_PUTS_PER_S))));
         }
-        awake(host, |host| {
-            let server_cpu_s = || host.server().map_or(0.0, crate::peers::Server::cpu_s);
+        awake(host.server(), || {
+            let server_cpu_s = || host.server().map_or(0.0, Server::cpu_s);
             let cpu_before_s = server_cpu_s();
             let reports = together(&processes, warm_up, rate + latency)?;
             let (readers, writers) = reports.split_at(reading.processes);
@@ -153,21 +150,6 @@ impl Turns<'_> {
             Ok(Run { round, measured, server_us_per_key })
         })
     }
-}
-
-/// Lets a server run for as long as this takes.
-fn awake<T>(host: &Host, act: impl FnOnce(&Host) -> Result<T, BenchError>) -> Result<T, BenchError> {
-    // What the last one left for the kernel to write is not to be written in this one's time.
-    nix::unistd::sync();
-    if let Some(server) = host.server() {
-        server.resume()?;
-        sleep(WAKE_UP);
-    }
-    let done = act(host)?;
-    if let Some(server) = host.server() {
-        server.pause()?;
-    }
-    Ok(done)
 }
 
 /// How much of what should be read in shared memory was, where that is in question.

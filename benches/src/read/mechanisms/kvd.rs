@@ -1,5 +1,6 @@
 //! kvd through shared memory, by the blocking client, as an application would.
 
+use std::path::Path;
 use std::time::Duration;
 
 use kv_client::blocking::{Cache, Client};
@@ -21,24 +22,29 @@ pub(super) struct Kvd {
     asked_before: u64,
 }
 
-impl Kvd {
-    /// Reads until the segment is mapped: nothing that went over the socket is measured as shared memory.
-    pub(super) fn open(spec: &ReadSpec) -> Result<Kvd, BenchError> {
-        let client = Client::builder().socket(&spec.place).build().map_err(answered)?;
-        let cache = client.cache(&spec.cache);
-        let deadline_ns = now_ns() + ATTACH_TIME_MAX.as_nanos() as u64;
-        loop {
-            cache.get(spec.shape.key_of(0)).map_err(answered)?;
-            let stats = client.stats();
-            let path = stats.caches.iter().find(|stats| stats.name == spec.cache).map(|stats| &stats.path);
-            if path.is_some_and(kv_client::ReadPath::is_shared) {
-                break;
-            }
-            if now_ns() > deadline_ns {
-                return Err(failed(format!("does not come to read shared memory: {path:?}")));
-            }
-            sleep(Duration::from_millis(5));
+/// Reads the key until the cache's segment is mapped: nothing that goes over the socket is then measured as shared
+/// memory.
+pub(crate) fn attached(socket: &Path, cache: &str, key: &str) -> Result<(Client, Cache), BenchError> {
+    let client = Client::builder().socket(socket).build().map_err(answered)?;
+    let cache = client.cache(cache);
+    let deadline_ns = now_ns() + ATTACH_TIME_MAX.as_nanos() as u64;
+    loop {
+        cache.get(key).map_err(answered)?;
+        let stats = client.stats();
+        let path = stats.caches.iter().find(|stats| stats.name == cache.name()).map(|stats| &stats.path);
+        if path.is_some_and(kv_client::ReadPath::is_shared) {
+            return Ok((client, cache));
         }
+        if now_ns() > deadline_ns {
+            return Err(failed(format!("does not come to read shared memory: {path:?}")));
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+impl Kvd {
+    pub(super) fn open(spec: &ReadSpec) -> Result<Kvd, BenchError> {
+        let (client, cache) = attached(&spec.place, &spec.cache, &spec.shape.key_of(0))?;
         let mut opened = Kvd { client, cache, asked_before: 0 };
         opened.asked_before = opened.asked_so_far();
         Ok(opened)
@@ -85,6 +91,6 @@ impl Source for Kvd {
 }
 
 #[cold]
-pub(in crate::read) fn answered(error: kv_client::Error) -> BenchError {
+pub(crate) fn answered(error: kv_client::Error) -> BenchError {
     BenchError::Answer { server: "kvd", what: error.to_string() }
 }

@@ -15,9 +15,9 @@ use crate::read::client::ReadSpec;
 /// Gets of a transaction that is held.
 pub(super) const HELD_GETS: usize = 64;
 
-type Items = Database<'static, Str, Bytes>;
+pub(crate) type Items = Database<'static, Str, Bytes>;
 
-pub(super) fn version() -> String {
+pub(crate) fn version() -> String {
     let version = heed::lmdb_version();
     format!("LMDB {}.{}.{}, by heed", version.major, version.minor, version.patch)
 }
@@ -31,10 +31,10 @@ pub(super) struct Lmdb {
 }
 
 /// Opens the directory as every process does, for as long as the process lives: what is read from it borrows from it.
+/// There is room for this many bytes of items, four times over.
 #[allow(unsafe_code, reason = "heed marks opening so, because a file that others change breaks the map")]
-fn open_env(dir: &Path, spec: &ReadSpec) -> heed::Result<&'static Env> {
+fn open_env(dir: &Path, bytes: usize) -> heed::Result<&'static Env> {
     let mut options = EnvOpenOptions::new();
-    let bytes = spec.keys as usize * (spec.shape.value_bytes as usize + 256);
     options.map_size((4 * bytes).next_multiple_of(1 << 20)).max_readers(126);
     // SAFETY: without a sync after each commit a power loss may break the file, which is temporary.
     unsafe { options.flags(EnvFlags::NO_SYNC) };
@@ -43,14 +43,33 @@ fn open_env(dir: &Path, spec: &ReadSpec) -> heed::Result<&'static Env> {
     Ok(Box::leak(Box::new(env)))
 }
 
+/// Makes the database in a fresh directory.
+pub(crate) fn create(dir: &Path, bytes: usize) -> heed::Result<(&'static Env, Items)> {
+    let env = open_env(dir, bytes)?;
+    let made = env.create_databases_and_commit(env.write_txn()?, |dbo, txn| {
+        dbo.create_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    Ok((env, made?.unwrap_commit()))
+}
+
+/// Opens what [`create`] made.
+pub(crate) fn open(dir: &Path, bytes: usize) -> heed::Result<(&'static Env, Items)> {
+    let env = open_env(dir, bytes)?;
+    let opened = env.open_databases_and_commit(env.read_txn()?, |dbo, txn| {
+        dbo.open_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    let items: Option<Items> = opened?.unwrap_commit();
+    Ok((env, items.ok_or(heed::Error::Mdb(heed::MdbError::NotFound))?))
+}
+
+fn item_bytes(spec: &ReadSpec) -> usize {
+    spec.keys as usize * (spec.shape.value_bytes as usize + 256)
+}
+
 /// Puts all items, in order.
 pub(super) fn fill(spec: &ReadSpec) -> Result<(), BenchError> {
     let fill = || {
-        let env = open_env(&spec.place, spec)?;
-        let made = env.create_databases_and_commit(env.write_txn()?, |dbo, txn| {
-            dbo.create_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
-        });
-        let items: Items = made?.unwrap_commit();
+        let (env, items) = create(&spec.place, item_bytes(spec))?;
         let mut txn = env.write_txn()?;
         for (key, value) in spec.items() {
             items.put_with_flags(&mut txn, PutFlags::APPEND, &key, &value)?;
@@ -62,16 +81,8 @@ pub(super) fn fill(spec: &ReadSpec) -> Result<(), BenchError> {
 
 impl Lmdb {
     pub(super) fn open(spec: &ReadSpec, gets: usize) -> Result<Lmdb, BenchError> {
-        let open = || {
-            let env = open_env(&spec.place, spec)?;
-            let opened = env.open_databases_and_commit(env.read_txn()?, |dbo, txn| {
-                dbo.open_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
-            });
-            let items: Option<Items> = opened?.unwrap_commit();
-            let items = items.ok_or(heed::Error::Mdb(heed::MdbError::NotFound))?;
-            Ok(Lmdb { env, items, gets, held: None, left: 0 })
-        };
-        open().map_err(answered)
+        let (env, items) = open(&spec.place, item_bytes(spec)).map_err(answered)?;
+        Ok(Lmdb { env, items, gets, held: None, left: 0 })
     }
 
     #[inline]
@@ -115,6 +126,6 @@ impl Source for Lmdb {
 }
 
 #[cold]
-fn answered(error: heed::Error) -> BenchError {
+pub(crate) fn answered(error: heed::Error) -> BenchError {
     BenchError::Answer { server: "LMDB", what: error.to_string() }
 }

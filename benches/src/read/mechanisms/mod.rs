@@ -7,8 +7,8 @@
 mod bdb;
 mod hashbrown;
 mod hashmap;
-mod kvd;
-mod lmdb;
+pub(crate) mod kvd;
+pub(crate) mod lmdb;
 mod moka;
 mod quick_cache;
 mod socket;
@@ -142,13 +142,13 @@ impl Mechanism {
 }
 
 #[cfg(not(feature = "bdb"))]
-const BDB_ABSENT: &str = "built without the feature bdb: scripts/peers installs what it needs";
+pub(crate) const BDB_ABSENT: &str = "built without the feature bdb: scripts/peers installs what it needs";
 
 /// The key of a read: as text, and its number for those who write requests of digits.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Key<'a> {
-    pub(super) text: &'a str,
-    pub(super) number: u64,
+pub(crate) struct Key<'a> {
+    pub(crate) text: &'a str,
+    pub(crate) number: u64,
 }
 
 /// Something open in this process. Callers check what they get.
