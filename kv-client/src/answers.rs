@@ -343,3 +343,62 @@ impl ClientInfo {
         }
     }
 }
+
+/// Who holds and who waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transactions {
+    /// The daemon's locking mode: `database`, `key` or `optimistic`.
+    pub mode: String,
+    /// Transactions, and writes that wait for one; the oldest first.
+    pub transactions: Vec<TransactionInfo>,
+}
+
+/// A transaction, or a write that waits for one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TransactionInfo {
+    /// Its number.
+    pub number: u64,
+    /// The connection, as in [`ClientInfo::id`].
+    pub client: u64,
+    /// What its client calls itself.
+    pub name: String,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// `transaction`, `snapshot`, or `write`.
+    pub kind: String,
+    /// How long it has been open.
+    pub open: Duration,
+    /// How long it has sent nothing; zero while a request of it is being served.
+    pub quiet: Duration,
+    /// How many locks it holds.
+    pub held: u64,
+    /// Some of them: how, and what.
+    pub holds: Vec<(String, String)>,
+    /// How and what it waits for, and for how long.
+    pub waits: Option<(String, String, Duration)>,
+    /// The numbers of those it waits for.
+    pub behind: Vec<u64>,
+}
+
+impl TransactionInfo {
+    pub(crate) fn from_wire(info: &wire::TransactionInfo<'_>) -> TransactionInfo {
+        let text = |bytes: wire::Bytes<'_>| String::from_utf8_lossy(bytes.0).into_owned();
+        TransactionInfo {
+            number: info.transaction,
+            client: info.client,
+            name: info.name.to_owned(),
+            pid: info.pid,
+            kind: info.kind.to_owned(),
+            open: Duration::from_millis(info.open_ms),
+            quiet: Duration::from_millis(info.quiet_ms),
+            held: info.held,
+            holds: info.holds.iter().map(|(mode, name)| ((*mode).to_owned(), text(*name))).collect(),
+            waits: info
+                .waits
+                .map(|(mode, name, ms)| (mode.to_owned(), text(name), Duration::from_millis(ms))),
+            behind: info.behind.clone(),
+        }
+    }
+}

@@ -43,13 +43,14 @@ pub mod places;
 mod retry;
 mod scanning;
 mod shared;
+mod transact;
 
 pub use answers::{
     CacheInfo, CacheStats, ClientInfo, ClientStats, Committed, Entry, Fallbacks, Life, Metric, Page,
-    PutOutcome, ReadPath,
+    PutOutcome, ReadPath, TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
-pub use asynchronous::{Admin, Cache, Client, Scan};
+pub use asynchronous::{Admin, Cache, Client, Scan, Transaction};
 pub use batch::Batch;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;

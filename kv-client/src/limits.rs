@@ -22,6 +22,12 @@ pub(crate) const PIPELINE_BATCH_MAX: usize = 128;
 /// connection of its own. Beyond: callers queue, each until its deadline.
 #[cfg(feature = "tokio")]
 pub(crate) const WAITING_CONNECTIONS_MAX: usize = 64;
+/// How often `transact` tries. Beyond: the last error.
+pub(crate) const TRANSACTION_TRIES_MAX: u32 = 64;
+/// What the pause before another try grows from, doubling …
+pub(crate) const TRANSACTION_PAUSE_FIRST: Duration = Duration::from_micros(100);
+/// … and to; a random part of it is taken.
+pub(crate) const TRANSACTION_PAUSE_MAX: Duration = Duration::from_millis(10);
 /// How often a `get_many` starts over because its moment is gone. Beyond: `Conflict`.
 pub(crate) const SNAPSHOT_RESTARTS_MAX: u32 = 8;
 /// Bytes a connection reads at once, and what its buffer shrinks back to after a large answer.

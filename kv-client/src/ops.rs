@@ -12,7 +12,9 @@ use kv_proto::wire::{
     encode_into,
 };
 
-use crate::answers::{CacheInfo, ClientInfo, Committed, Entry, Life, Metric, Page, PutOutcome};
+use crate::answers::{
+    CacheInfo, ClientInfo, Committed, Entry, Life, Metric, Page, PutOutcome, TransactionInfo, Transactions,
+};
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
 use crate::options::{Initial, PutOptions, Sliding, Ttl, life_ms, stretch_ms};
@@ -344,6 +346,75 @@ fn guards_itself(batch: &BatchData) -> bool {
         let (cache, key) = write.place();
         conditional || insists(cache, key)
     })
+}
+
+/// How a transaction begins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) read_only: bool,
+    /// Longest wait for each lock.
+    pub(crate) wait: std::time::Duration,
+    /// The number of its first try; 0: this is the first.
+    pub(crate) first: u64,
+    /// How often it was tried before.
+    pub(crate) tries: u32,
+}
+
+/// A connection that is lost takes the transaction along, so that beginning again harms nobody.
+pub(crate) fn begin(wish: Wish) -> Call<u64> {
+    let Wish { read_only, wait, first, tries } = wish;
+    let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+    let request = Request::Begin { read_only, wait_ms, first, tries };
+    Call::new(request, Lane::Waits, Repeat::Harmless, |response| match response {
+        Response::Begun { transaction } => Ok(transaction),
+        other => Err(unexpected("begin", &other)),
+    })
+}
+
+pub(crate) fn commit_transaction(transaction: u64, durability: Option<Durability>) -> Call<Committed> {
+    let request = Request::CommitTransaction { transaction, durability };
+    Call::new(request, Lane::Waits, Repeat::Never, |response| match response {
+        Response::Committed { version, changed } => Ok(Committed { version, changed }),
+        other => Err(unexpected("commit", &other)),
+    })
+}
+
+/// Whether there was such a transaction.
+pub(crate) fn rollback(transaction: u64) -> Call<bool> {
+    Call::new(Request::Rollback { transaction }, Lane::Writes, Repeat::Harmless, |response| match response {
+        Response::Done => Ok(true),
+        Response::Missing => Ok(false),
+        other => Err(unexpected("rollback", &other)),
+    })
+}
+
+pub(crate) fn renew(transaction: u64) -> Call<()> {
+    Call::new(Request::Renew { transaction }, Lane::Waits, Repeat::Never, read_done)
+}
+
+pub(crate) fn transactions() -> Call<Transactions> {
+    Call::new(Request::Transactions, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Transactions { mode, transactions } => Ok(Transactions {
+            mode: mode.to_owned(),
+            transactions: transactions.iter().map(TransactionInfo::from_wire).collect(),
+        }),
+        other => Err(unexpected("transactions", &other)),
+    })
+}
+
+/// Many keys of one moment, inside a transaction: the values of the first of them.
+pub(crate) fn get_many_inside<K: AsRef<[u8]>>(cache: &str, keys: &[K]) -> Result<Call<Vec<Option<Vec<u8>>>>> {
+    for key in keys {
+        check_item(cache, key.as_ref())?;
+    }
+    let keys = keys.iter().map(|key| Bytes(key.as_ref())).collect();
+    let request = Request::GetMany { cache, keys, snapshot: None };
+    Ok(Call::new(request, Lane::Waits, Repeat::Harmless, |response| match response {
+        Response::Items { items, .. } => {
+            Ok(items.into_iter().map(|item| item.map(|item| item.value.to_vec())).collect())
+        }
+        other => Err(unexpected("get_many", &other)),
+    }))
 }
 
 fn lane_of(durability: Option<Durability>) -> Lane {

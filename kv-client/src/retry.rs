@@ -24,6 +24,14 @@ pub(crate) enum Failure {
     Sent(Error),
 }
 
+impl Failure {
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Failure::NotSent(error) | Failure::Sent(error) => error,
+        }
+    }
+}
+
 /// One call's tries.
 #[derive(Debug)]
 pub(crate) struct Attempts {

@@ -43,6 +43,24 @@ pub const TAG_SLOTS_MAX: usize = 1 << 16;
 /// Prefix clears remembered at once, a cache. Beyond: the next one waits for the sweep, up to its deadline.
 pub const PREFIX_CLEARS_MAX: usize = if cfg!(loom) { 2 } else { 8 };
 
+/// A transaction ends this long after it began, or was renewed. Beyond: it is rolled back, `LeaseLost`.
+pub const TRANSACTION_LIFE: Duration = Duration::from_secs(1);
+/// … and this long after it began whether renewed or not.
+pub const TRANSACTION_LIFE_MAX: Duration = Duration::from_secs(10);
+/// A transaction that sends nothing for this long while somebody waits for it is rolled back, `LeaseLost`.
+pub const TRANSACTION_SILENCE_MAX: Duration = Duration::from_millis(50);
+/// A transaction that has sent nothing at all since it began loses the database to the next who waits after this long, and gets
+/// it back behind that one when it asks.
+pub const GRANT_UNUSED_MAX: Duration = Duration::from_millis(5);
+/// Most keys a transaction reads and writes. Beyond: `TooLarge`. (It writes no more than a commit may.)
+pub const TRANSACTION_KEYS_MAX: usize = 16_384;
+/// Most bytes of keys and values that a transaction keeps. Beyond: `TooLarge`.
+pub const TRANSACTION_BYTES_MAX: usize = 64 << 20;
+/// Most things locked at once. Beyond: `Unavailable`.
+pub const LOCKS_MAX: usize = 1 << 20;
+/// Longest wait for a lock; a longer wish is cut to this. Beyond: `Timeout`.
+pub const LOCK_WAIT_MAX: Duration = WRITE_WAIT_MAX;
+
 /// Bytes of a frame beyond keys and values: header, options, tags.
 pub const FRAME_OVERHEAD_MAX: usize = 4_096;
 /// Longest frame before the hello was accepted. Beyond: the connection is closed.

@@ -5,7 +5,7 @@
 use kv_proto::wire::{
     Bytes, CacheInfo, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry,
     Freshness, Hello, Item, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request, Response, ScanItem, Scope,
-    Sliding, Want, Welcome, WireError, Write,
+    Sliding, TransactionInfo, Want, Welcome, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,14 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
             },
         ),
         ("clients", Request::Clients),
+        ("begin", Request::Begin { read_only: false, wait_ms: 300, first: 400, tries: 2 }),
+        (
+            "commit_transaction",
+            Request::CommitTransaction { transaction: 300, durability: Some(Durability::Durable) },
+        ),
+        ("rollback", Request::Rollback { transaction: 300 }),
+        ("renew", Request::Renew { transaction: 300 }),
+        ("transactions", Request::Transactions),
     ]
 }
 
@@ -125,6 +133,19 @@ fn item() -> Item<'static> {
 
 fn responses() -> Vec<(&'static str, Response<'static>)> {
     let plain = Item { value: b"v", version: 1, entry: None };
+    let transaction = TransactionInfo {
+        transaction: 300,
+        client: 1,
+        name: "n",
+        pid: 2,
+        kind: "k",
+        open_ms: 3,
+        quiet_ms: 4,
+        held: 5,
+        holds: vec![("s", Bytes(b"a"))],
+        waits: Some(("x", Bytes(b"b"), 6)),
+        behind: vec![7],
+    };
     let info = CacheInfo {
         name: "c",
         declared: true,
@@ -164,6 +185,8 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("error", Response::Error(error)),
         ("attached", Response::Attached { segment: 300 }),
         ("clients", Response::Clients(vec![client])),
+        ("begun", Response::Begun { transaction: 300 }),
+        ("transactions", Response::Transactions { mode: "m", transactions: vec![transaction] }),
     ]
 }
 
@@ -199,6 +222,11 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request attach", "0400000000100163"),
     ("request hits", "0f00000000110163ac0205060201ac02010177"),
     ("request clients", "020000000012"),
+    ("request begin", "08000000001300ac02900302"),
+    ("request commit_transaction", "060000000014ac020102"),
+    ("request rollback", "040000000015ac02"),
+    ("request renew", "040000000016ac02"),
+    ("request transactions", "020000000017"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -215,6 +243,8 @@ const GOLDEN: &[(&str, &str)] = &[
     ("response error", "060000000d05016d0107"),
     ("response attached", "030000000eac02"),
     ("response clients", "0f0000000f0101016e02030405060101630700"),
+    ("response begun", "0300000010ac02"),
+    ("response transactions", "1c00000011016d01ac0201016e02016b03040501017301610101780162060107"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

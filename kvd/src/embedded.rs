@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_client::blocking::{Client, Direct};
+use kv_client::blocking::{Client, Direct, DirectSession};
 use kv_proto::wire::{Envelope, Response, WireError, decode, encode_into};
 
 use crate::clock::Clock;
@@ -87,14 +87,40 @@ struct Calls(Arc<Engine>);
 impl Direct for Calls {
     fn call(&self, frame: &[u8], answer: &mut Vec<u8>, deadline: Instant) {
         thread_local!(static SESSION: std::cell::RefCell<Session> = std::cell::RefCell::new(Session::of_process()));
-        let envelope: Envelope<'_> = decode(frame).expect("our own client encodes what we decode");
-        let applied = SESSION.with_borrow_mut(|session| self.0.apply(session, &envelope.request, answer));
-        if let Some(number) = applied.durable
-            && let Err(failure) = self.0.wait_durable(number, deadline)
-        {
-            answer.clear();
-            let error: WireError<'_> = failure.to_wire();
-            encode_into(answer, &Response::Error(error));
-        }
+        SESSION.with_borrow_mut(|session| answer_to(&self.0, session, frame, answer, deadline));
+    }
+
+    fn session(&self) -> Box<dyn DirectSession> {
+        Box::new(OwnSession { engine: Arc::clone(&self.0), session: Session::of_process() })
+    }
+}
+
+/// What a transaction has for itself.
+struct OwnSession {
+    engine: Arc<Engine>,
+    session: Session,
+}
+
+impl DirectSession for OwnSession {
+    fn call(&mut self, frame: &[u8], answer: &mut Vec<u8>, deadline: Instant) {
+        answer_to(&self.engine, &mut self.session, frame, answer, deadline);
+    }
+}
+
+impl Drop for OwnSession {
+    fn drop(&mut self) {
+        self.engine.leave(&mut self.session);
+    }
+}
+
+fn answer_to(engine: &Engine, session: &mut Session, frame: &[u8], answer: &mut Vec<u8>, deadline: Instant) {
+    let envelope: Envelope<'_> = decode(frame).expect("our own client encodes what we decode");
+    let applied = engine.apply(session, &envelope.request, answer);
+    if let Some(number) = applied.durable
+        && let Err(failure) = engine.wait_durable(number, deadline)
+    {
+        answer.clear();
+        let error: WireError<'_> = failure.to_wire();
+        encode_into(answer, &Response::Error(error));
     }
 }

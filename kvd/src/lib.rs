@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod server;
 pub mod store;
 pub mod testing;
+pub(crate) mod txn;
 pub mod units;
 
 pub use embedded::Embedded;

@@ -61,6 +61,11 @@ labels! {
         Attach => "attach", "[`Request::Attach`].";
         Hits => "hits", "[`Request::Hits`].";
         Clients => "clients", "[`Request::Clients`].";
+        Begin => "begin", "[`Request::Begin`].";
+        CommitTransaction => "commit_transaction", "[`Request::CommitTransaction`].";
+        Rollback => "rollback", "[`Request::Rollback`].";
+        Renew => "renew", "[`Request::Renew`].";
+        Transactions => "transactions", "[`Request::Transactions`].";
     }
 }
 
@@ -108,6 +113,11 @@ impl Operation {
             Request::Attach { .. } => Operation::Attach,
             Request::Hits { .. } => Operation::Hits,
             Request::Clients => Operation::Clients,
+            Request::Begin { .. } => Operation::Begin,
+            Request::CommitTransaction { .. } => Operation::CommitTransaction,
+            Request::Rollback { .. } => Operation::Rollback,
+            Request::Renew { .. } => Operation::Renew,
+            Request::Transactions => Operation::Transactions,
         }
     }
 }

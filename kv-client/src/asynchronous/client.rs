@@ -14,16 +14,18 @@ use tokio::time::{sleep, timeout_at};
 use super::cache::Cache;
 use super::link::Link;
 use super::pipe::Lane;
-use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric};
+use super::transaction::Transaction;
+use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric, Transactions};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
 use crate::limits::WAITING_CONNECTIONS_MAX;
 use crate::lock::Lock;
-use crate::ops::{self, Call, Sending};
+use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::options::{Builder, Settings};
 use crate::retry::{Attempts, Failure, Outage, Step};
 use crate::shared::{Seat, Seats};
+use crate::transact::{Tries, is_worth_another_try, lock_wait};
 
 /// An async client: cheap to clone, shared by tasks, safe across `fork`. It needs a tokio runtime with I/O and time, and
 /// its connections live on the runtime that first used them.
@@ -58,7 +60,7 @@ struct Lanes {
     reads: Lane,
     writes: Lane,
     /// Turns for requests that may wait, and the connections nobody uses just now.
-    waits: Semaphore,
+    waits: Arc<Semaphore>,
     idle: Lock<Vec<Link>>,
     outage: Outage,
 }
@@ -68,7 +70,7 @@ impl Default for Lanes {
         Lanes {
             reads: Lane::default(),
             writes: Lane::default(),
-            waits: Semaphore::new(WAITING_CONNECTIONS_MAX),
+            waits: Arc::new(Semaphore::new(WAITING_CONNECTIONS_MAX)),
             idle: Lock::default(),
             outage: Outage::default(),
         }
@@ -276,6 +278,104 @@ impl Client {
         self.call(ops::sync()).await
     }
 
+    /// Begins a transaction: reads and writes in any caches that happen together or not at all. Where the daemon's locking mode
+    /// is `database`, this waits for the others'. [`Client::transact`] tries again by itself.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let mut tx = client.begin().await?;
+    /// tx.put("stock", "42", "7", None).await?;
+    /// assert_eq!(client.cache("stock").get("42").await.ok().flatten(), None, "not before the commit");
+    /// tx.commit().await?;
+    /// assert_eq!(client.cache("stock").get("42").await?.as_deref(), Some(&b"7"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) when the wait was too long; else see [`Error`](crate::Error).
+    pub async fn begin(&self) -> Result<Transaction> {
+        let wait = lock_wait(self.op_timeout);
+        self.begin_by(ops::begin(Wish { read_only: false, wait, first: 0, tries: 0 })).await
+    }
+
+    /// Begins a transaction that only reads, all of one moment. It locks nothing; a read of what was changed since fails with
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("price").put("42", "9.99", None).await?;
+    /// let mut snapshot = client.snapshot().await?;
+    /// client.cache("price").put("43", "1.99", None).await?;
+    /// assert_eq!(snapshot.get("price", "42").await?.as_deref(), Some(&b"9.99"[..]));
+    /// assert_eq!(snapshot.get("price", "43").await.unwrap_err().kind(), kv_client::ErrorKind::Conflict);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn snapshot(&self) -> Result<Transaction> {
+        let wait = lock_wait(self.op_timeout);
+        self.begin_by(ops::begin(Wish { read_only: true, wait, first: 0, tries: 0 })).await
+    }
+
+    /// Does `work` in a transaction and commits it; again from the beginning, after a short random pause, when others were in its
+    /// way: [`ErrorKind::Conflict`](crate::ErrorKind::Conflict), `Deadlock`, `LeaseLost`, or a lost connection. All of it
+    /// ends within the operation timeout. `work` must have no effect but through the transaction.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("stock").put("42", "7", None).await?;
+    /// let left = client.transact(async |tx| {
+    ///     let stock = tx.get("stock", "42").await?.unwrap_or_default();
+    ///     let left = String::from_utf8_lossy(&stock).parse::<u32>().unwrap_or(0).saturating_sub(1);
+    ///     tx.put("stock", "42", left.to_string(), None).await?;
+    ///     tx.put("order", "1001", "42", None).await?;
+    ///     Ok::<_, kv_client::Error>(left)
+    /// }).await?;
+    /// assert_eq!(left, 6);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` returned, after a rollback; or the last outcome, when the time is up. After a commit whose answer was lost,
+    /// [`Error::maybe_applied`](crate::Error::maybe_applied) is true, and nothing was tried again.
+    pub async fn transact<T, E: From<Error>>(
+        &self,
+        mut work: impl AsyncFnMut(&mut Transaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut tries = Tries::within(self.op_timeout);
+        loop {
+            let mut transaction = self.begin_by(tries.begin(self.op_timeout)).await?;
+            tries.began(transaction.number());
+            let error = match work(&mut transaction).await {
+                Ok(value) => match transaction.commit().await {
+                    Ok(_) => return Ok(value),
+                    Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
+                    Err(error) => error.into(),
+                },
+                Err(error) if !transaction.was_disturbed() => return Err(error),
+                // Dropped, and so rolled back.
+                Err(error) => error,
+            };
+            match tries.again() {
+                Some(pause) => sleep(pause).await,
+                None => return Err(error),
+            }
+        }
+    }
+
     /// What this client has counted itself: how each cache is read, and how often that had to ask.
     ///
     /// ```
@@ -356,6 +456,42 @@ impl Client {
         self.call_with(call.sending, call.read).await
     }
 
+    /// A transaction on a connection of its own. One that was pooled may have been closed since, and then the next is tried.
+    async fn begin_by(&self, call: Call<u64>) -> Result<Transaction> {
+        let Shared { settings, lanes, .. } = &*self.shared;
+        let lanes = lanes.here();
+        let mut attempts = Attempts::new(settings, self.op_timeout, call.sending.repeat);
+        let turn = timeout_at(attempts.deadline().into(), Arc::clone(&lanes.waits).acquire_owned()).await;
+        let turn =
+            turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed");
+        loop {
+            let idle = lanes.idle.lock().pop();
+            let pooled = idle.is_some();
+            let mut link = match idle {
+                Some(link) => link,
+                None => connect(settings, &lanes.outage, &mut attempts).await?,
+            };
+            match link.converse(&call, &mut attempts).await {
+                Ok(number) => return Ok(Transaction::begun(self, link, turn, number?)),
+                Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
+                Err(failure @ (Failure::NotSent(Error::Lost { .. }) | Failure::Sent(Error::Lost { .. }))) => {
+                    sleep(attempts.lost(failure)?).await;
+                }
+                Err(failure) => return Err(failure.into_error()),
+            }
+        }
+    }
+
+    /// Takes back a connection that has nothing open.
+    pub(super) fn give_back(&self, link: Link) {
+        self.shared.lanes.here().give_back(link, &self.shared.settings);
+    }
+
+    /// One request's tries, all on the connection of a transaction.
+    pub(super) fn attempts(&self, repeat: Repeat) -> Attempts {
+        Attempts::new(&self.shared.settings, self.op_timeout, repeat)
+    }
+
     /// Sends a request, again where that is right, and reads its answer.
     pub(super) async fn call_with<T>(
         &self,
@@ -399,6 +535,13 @@ impl Lanes {
         Ok(pipe.exchange(sending, attempts).await)
     }
 
+    fn give_back(&self, link: Link, settings: &Settings) {
+        let mut idle = self.idle.lock();
+        if idle.len() < settings.idle_connections_max {
+            idle.push(link);
+        }
+    }
+
     /// With a connection to itself, for requests that may wait for the disk. If the future is dropped, the connection is
     /// closed: nobody else gets the answer.
     async fn alone(
@@ -420,10 +563,7 @@ impl Lanes {
             match link.exchange(sending, attempts).await {
                 Ok(frame) => {
                     let body = link.inbox.frame(frame).to_vec();
-                    let mut idle = self.idle.lock();
-                    if idle.len() < settings.idle_connections_max {
-                        idle.push(link);
-                    }
+                    self.give_back(link, settings);
                     return Ok(Ok(body));
                 }
                 // The daemon has gone since: so have the other connections to it. At most the pool's number of times.
@@ -529,6 +669,46 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn clients(&self) -> Result<Vec<ClientInfo>> {
         self.client.call(ops::clients()).await
+    }
+
+    /// Who holds what, and who waits for whom.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let open = client.begin().await?;
+    /// let listed = client.admin().transactions().await?;
+    /// assert_eq!((listed.mode.as_str(), listed.transactions[0].number), ("database", open.number()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn transactions(&self) -> Result<Transactions> {
+        self.client.call(ops::transactions()).await
+    }
+
+    /// Rolls back a transaction of anybody; `false`: there is none of this number. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let mut open = client.begin().await?;
+    /// assert!(client.admin().roll_back(open.number()).await?);
+    /// assert_eq!(open.get("product", "42").await.unwrap_err().kind(), kv_client::ErrorKind::LeaseLost);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn roll_back(&self, number: u64) -> Result<bool> {
+        self.client.call(ops::rollback(number)).await
     }
 
     /// As [`Client::ping`].

@@ -7,17 +7,18 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
+use kv_proto::wire::Response;
 use rustix::net::{SendFlags, send};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::time::timeout_at;
+use tokio::time::{sleep, timeout_at};
 
 use crate::error::{Attempt, Error, Result};
 use crate::frames::{self, Inbox, Terms};
-use crate::ops::Sending;
+use crate::ops::{Call, Sending};
 use crate::options::Settings;
 use crate::places::{self, Place};
-use crate::retry::{Attempts, Failure, fits};
+use crate::retry::{Attempts, Failure, Step, fits};
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -102,6 +103,23 @@ impl Link {
             Ok(Ok(frame)) => Ok(frame),
             Ok(Err(broken)) => Err(Failure::Sent(broken.error(true))),
             Err(_elapsed) => Err(Failure::Sent(attempts.timed_out(true))),
+        }
+    }
+
+    /// One request and its answer; again while the daemon asks for it and the deadline allows.
+    pub(super) async fn converse<T>(
+        &mut self,
+        call: &Call<T>,
+        attempts: &mut Attempts,
+    ) -> Result<Result<T>, Failure> {
+        loop {
+            let frame = self.exchange(&call.sending, attempts).await?;
+            let mut read = |response: Response<'_>| (call.read)(response);
+            match attempts.answered(self.inbox.frame(frame), &mut read) {
+                Step::Done(answer) => return Ok(answer),
+                Step::Again(pause) => sleep(pause).await,
+                Step::Broken(error) => return Err(Failure::Sent(error)),
+            }
         }
     }
 }

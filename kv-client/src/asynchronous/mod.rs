@@ -9,7 +9,9 @@ mod client;
 mod link;
 mod pipe;
 mod scan;
+mod transaction;
 
 pub use cache::Cache;
 pub use client::{Admin, Client};
 pub use scan::Scan;
+pub use transaction::Transaction;

@@ -13,15 +13,17 @@ use kv_proto::wire::{Effect, Response, Scope};
 use super::cache::Cache;
 use super::connection::Connection;
 use super::direct::{self, Direct};
-use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric};
+use super::transaction::{Road, Transaction};
+use crate::answers::{CacheInfo, ClientInfo, ClientStats, Committed, Metric, Transactions};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
 use crate::lock::Lock;
-use crate::ops::{self, Call, Sending};
+use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::options::{Builder, Settings};
 use crate::retry::{Attempts, Failure, Outage, Step};
 use crate::shared::{Seat, Seats};
+use crate::transact::{Tries, is_worth_another_try, lock_wait};
 
 /// How long a reader is held up at most, once a second, to tell what it read.
 const TELL_WITHIN: Duration = Duration::from_millis(20);
@@ -229,6 +231,95 @@ impl Client {
         self.call(ops::sync())
     }
 
+    /// Begins a transaction: reads and writes in any caches that happen together or not at all. Where the daemon's locking mode
+    /// is `database`, this waits for the others'. [`Client::transact`] tries again by itself.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.put("stock", "42", "7", None)?;
+    /// assert_eq!(client.cache("stock").get("42").ok().flatten(), None, "not before the commit");
+    /// tx.commit()?;
+    /// assert_eq!(client.cache("stock").get("42")?.as_deref(), Some(&b"7"[..]));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) when the wait was too long; else see [`Error`](crate::Error).
+    pub fn begin(&self) -> Result<Transaction> {
+        let wait = lock_wait(self.op_timeout);
+        self.begin_by(ops::begin(Wish { read_only: false, wait, first: 0, tries: 0 }))
+    }
+
+    /// Begins a transaction that only reads, all of one moment. It locks nothing; a read of what was changed since fails with
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict).
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("price").put("42", "9.99", None)?;
+    /// let mut snapshot = client.snapshot()?;
+    /// client.cache("price").put("43", "1.99", None)?;
+    /// assert_eq!(snapshot.get("price", "42")?.as_deref(), Some(&b"9.99"[..]));
+    /// assert_eq!(snapshot.get("price", "43").unwrap_err().kind(), kv_client::ErrorKind::Conflict);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn snapshot(&self) -> Result<Transaction> {
+        let wait = lock_wait(self.op_timeout);
+        self.begin_by(ops::begin(Wish { read_only: true, wait, first: 0, tries: 0 }))
+    }
+
+    /// Does `work` in a transaction and commits it; again from the beginning, after a short random pause, when others were in its
+    /// way: [`ErrorKind::Conflict`](crate::ErrorKind::Conflict), `Deadlock`, `LeaseLost`, or a lost connection. All of it
+    /// ends within the operation timeout. `work` must have no effect but through the transaction.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("stock").put("42", "7", None)?;
+    /// let left = client.transact(|tx| {
+    ///     let stock = tx.get("stock", "42")?.unwrap_or_default();
+    ///     let left = String::from_utf8_lossy(&stock).parse::<u32>().unwrap_or(0).saturating_sub(1);
+    ///     tx.put("stock", "42", left.to_string(), None)?;
+    ///     tx.put("order", "1001", "42", None)?;
+    ///     Ok::<_, kv_client::Error>(left)
+    /// })?;
+    /// assert_eq!(left, 6);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What `work` returned, after a rollback; or the last outcome, when the time is up. After a commit whose answer was lost,
+    /// [`Error::maybe_applied`](crate::Error::maybe_applied) is true, and nothing was tried again.
+    pub fn transact<T, E: From<Error>>(
+        &self,
+        mut work: impl FnMut(&mut Transaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut tries = Tries::within(self.op_timeout);
+        loop {
+            let mut transaction = self.begin_by(tries.begin(self.op_timeout))?;
+            tries.began(transaction.number());
+            let error = match work(&mut transaction) {
+                Ok(value) => match transaction.commit() {
+                    Ok(_) => return Ok(value),
+                    Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
+                    Err(error) => error.into(),
+                },
+                Err(error) if !transaction.was_disturbed() => return Err(error),
+                // Dropped, and so rolled back.
+                Err(error) => error,
+            };
+            match tries.again() {
+                Some(pause) => std::thread::sleep(pause),
+                None => return Err(error),
+            }
+        }
+    }
+
     /// What this client has counted itself: how each cache is read, and how often that had to ask.
     ///
     /// ```
@@ -300,6 +391,40 @@ impl Client {
         }
     }
 
+    /// A transaction on a connection of its own. One that was pooled may have been closed since, and then the next is tried.
+    fn begin_by(&self, call: Call<u64>) -> Result<Transaction> {
+        let Shared { settings, pool, direct, .. } = &*self.shared;
+        let mut attempts = Attempts::new(settings, self.op_timeout, call.sending.repeat);
+        if let Some(engine) = direct {
+            return Transaction::begin(self, Road::Direct(engine.session()), &call, &mut attempts)
+                .map_err(|failure| failure.into_error());
+        }
+        loop {
+            let (connection, pooled) = match pool.here().take() {
+                Some(connection) => (connection, true),
+                None => (pool.here().connect(settings, &mut attempts)?, false),
+            };
+            match Transaction::begin(self, Road::Socket(connection), &call, &mut attempts) {
+                Ok(transaction) => return Ok(transaction),
+                Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
+                Err(failure @ (Failure::NotSent(Error::Lost { .. }) | Failure::Sent(Error::Lost { .. }))) => {
+                    std::thread::sleep(attempts.lost(failure)?);
+                }
+                Err(failure) => return Err(failure.into_error()),
+            }
+        }
+    }
+
+    /// Takes back a connection that has nothing open.
+    pub(super) fn give_back(&self, connection: Connection) {
+        self.shared.pool.here().give_back(connection, &self.shared.settings);
+    }
+
+    /// One request's tries, all on the connection of a transaction.
+    pub(super) fn attempts(&self, repeat: Repeat) -> Attempts {
+        Attempts::new(&self.shared.settings, self.op_timeout, repeat)
+    }
+
     /// Sends a request, again where that is right, and reads its answer while it is still in the connection's buffer.
     /// `along` goes in front of it in the same write.
     pub(super) fn call_with<T>(
@@ -310,8 +435,10 @@ impl Client {
     ) -> Result<T> {
         let Shared { settings, pool, direct, .. } = &*self.shared;
         if let Some(engine) = direct {
-            let attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
-            return direct::call(&**engine, sending, attempts, read);
+            let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
+            let engine =
+                |request: &[u8], answer: &mut Vec<u8>, deadline| engine.call(request, answer, deadline);
+            return direct::call(engine, sending, &mut attempts, read);
         }
         let pool = pool.here();
         let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
@@ -447,6 +574,40 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn clients(&self) -> Result<Vec<ClientInfo>> {
         self.client.call(ops::clients())
+    }
+
+    /// Who holds what, and who waits for whom.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let open = client.begin()?;
+    /// let listed = client.admin().transactions()?;
+    /// assert_eq!((listed.mode.as_str(), listed.transactions[0].number), ("database", open.number()));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn transactions(&self) -> Result<Transactions> {
+        self.client.call(ops::transactions())
+    }
+
+    /// Rolls back a transaction of anybody; `false`: there is none of this number. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut open = client.begin()?;
+    /// assert!(client.admin().roll_back(open.number())?);
+    /// assert_eq!(open.get("product", "42").unwrap_err().kind(), kv_client::ErrorKind::LeaseLost);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn roll_back(&self, number: u64) -> Result<bool> {
+        self.client.call(ops::rollback(number))
     }
 
     /// As [`Client::ping`].

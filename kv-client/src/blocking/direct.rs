@@ -14,9 +14,18 @@ use crate::retry::{Attempts, Step};
 
 /// An engine that answers requests in the caller's thread. `kvd::Embedded` is one.
 pub trait Direct: Send + Sync {
+    /// A session of its own, for a transaction.
+    fn session(&self) -> Box<dyn DirectSession>;
+
     /// Answers the request in `request` (one frame's body) with one whole frame appended to the empty `answer`, by
     /// `deadline`.
     fn call(&self, request: &[u8], answer: &mut Vec<u8>, deadline: Instant);
+}
+
+/// One session with an engine: what it has begun belongs to it, and ends with it.
+pub trait DirectSession: Send {
+    /// As [`Direct::call`].
+    fn call(&mut self, request: &[u8], answer: &mut Vec<u8>, deadline: Instant);
 }
 
 impl Builder<Client> {
@@ -35,15 +44,15 @@ impl fmt::Debug for dyn Direct {
 
 /// One request and its answer; again while the engine asks for it and the deadline allows.
 pub(super) fn call<T>(
-    engine: &dyn Direct,
+    mut engine: impl FnMut(&[u8], &mut Vec<u8>, Instant),
     sending: &Sending,
-    mut attempts: Attempts,
+    attempts: &mut Attempts,
     mut read: impl FnMut(Response<'_>) -> Result<T>,
 ) -> Result<T> {
     let mut answer = Vec::new();
     loop {
         answer.clear();
-        engine.call(&sending.frame[FRAME_HEADER_BYTES..], &mut answer, attempts.deadline());
+        engine(&sending.frame[FRAME_HEADER_BYTES..], &mut answer, attempts.deadline());
         match attempts.answered(&answer[FRAME_HEADER_BYTES..], &mut read) {
             Step::Done(result) => return result,
             Step::Again(pause) => std::thread::sleep(pause),

@@ -9,10 +9,12 @@ mod client;
 mod connection;
 mod direct;
 mod scan;
+mod transaction;
 
 pub(crate) use connection::Connection;
 
 pub use cache::Cache;
 pub use client::{Admin, Client};
-pub use direct::Direct;
+pub use direct::{Direct, DirectSession};
 pub use scan::Scan;
+pub use transaction::Transaction;

@@ -35,7 +35,7 @@ pub use item::{Freshness, Life, Meta, NewItem, Place};
 pub use layout::Geometry;
 pub use reader::{ManyOutcome, Outcome, Reader, Reason, Value};
 #[cfg(not(loom))]
-pub use rights::refuse_descriptors;
+pub use rights::{peer_process, refuse_descriptors};
 pub use stamps::PrefixClear;
 pub use words::{WORD_BYTES, Words, words_for};
 pub use writer::{

@@ -20,4 +20,5 @@ pub use request::{
 };
 pub use response::{
     CacheInfo, ClientInfo, Durability, Entry, Freshness, Item, Metric, ReadPath, Response, ScanItem, Tags,
+    TransactionInfo,
 };

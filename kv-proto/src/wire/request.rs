@@ -136,6 +136,26 @@ pub enum Request<'a> {
     },
     /// `Clients`.
     Clients,
+    /// Begins a transaction: `Begun`. Until it ends, all requests of this connection that read or write items are part of it.
+    Begin {
+        /// Reads only, all of one moment; needs no lock.
+        read_only: bool,
+        /// Longest wait for each lock, in milliseconds; at most `limits::LOCK_WAIT_MAX`.
+        wait_ms: u32,
+        /// The number that its first try got, so that a retry is as old as that; 0: this is the first.
+        first: u64,
+        /// How often it was tried before.
+        tries: u32,
+    },
+    /// Ends the transaction of this number: `Committed`.
+    CommitTransaction { transaction: u64, durability: Option<Durability> },
+    /// Ends a transaction without a trace: `Done`, or `Missing` when there is none. The daemon's own user and root may name
+    /// that of another connection.
+    Rollback { transaction: u64 },
+    /// Lets the transaction of this number live on: `Done`.
+    Renew { transaction: u64 },
+    /// Who holds and who waits: `Transactions`.
+    Transactions,
 }
 
 /// A byte string inside a list.

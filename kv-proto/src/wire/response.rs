@@ -55,6 +55,14 @@ pub enum Response<'a> {
     Attached { segment: u64 },
     /// The connections.
     Clients(#[serde(borrow)] Vec<ClientInfo<'a>>),
+    /// The transaction's number, which is its fencing token too.
+    Begun { transaction: u64 },
+    /// The locking mode, and the transactions and waiting writes, the oldest first.
+    Transactions {
+        mode: &'a str,
+        #[serde(borrow)]
+        transactions: Vec<TransactionInfo<'a>>,
+    },
 }
 
 /// An item as the wire carries it.
@@ -180,6 +188,35 @@ pub struct ClientInfo<'a> {
     /// How it reads each cache that it told about.
     #[serde(borrow)]
     pub paths: Vec<ReadPath<'a>>,
+}
+
+/// A transaction, or a write that waits for one, as `locks` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionInfo<'a> {
+    /// Its number.
+    pub transaction: u64,
+    /// The connection.
+    pub client: u64,
+    /// What its client calls itself.
+    pub name: &'a str,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// `transaction`, `snapshot`, or `write`.
+    pub kind: &'a str,
+    /// How long it has been open, in milliseconds.
+    pub open_ms: u64,
+    /// How long it has sent nothing, in milliseconds; 0 while a request of it is being served.
+    pub quiet_ms: u64,
+    /// How many locks it holds.
+    pub held: u64,
+    /// Some of them, by mode and name.
+    #[serde(borrow)]
+    pub holds: Vec<(&'a str, Bytes<'a>)>,
+    /// What it waits for, by mode and name, and how long it has, in milliseconds.
+    #[serde(borrow)]
+    pub waits: Option<(&'a str, Bytes<'a>, u64)>,
+    /// The transactions it waits for.
+    pub behind: Vec<u64>,
 }
 
 /// How a client reads a cache.

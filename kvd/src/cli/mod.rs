@@ -16,8 +16,10 @@ mod expire;
 mod failure;
 mod get;
 mod increment;
+mod locks;
 mod ping;
 mod put;
+mod rollback;
 mod scan;
 mod serve;
 mod show;
@@ -79,6 +81,8 @@ enum Command {
     Stats(stats::Args),
     Caches(caches::Args),
     Clients(clients::Args),
+    Locks(locks::Args),
+    Rollback(rollback::Args),
     Sync(sync::Args),
     Ping(ping::Args),
     Completions(completions::Args),
@@ -103,6 +107,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Stats(args) => stats::run(&common, &args),
         Command::Caches(args) => caches::run(&common, &args),
         Command::Clients(args) => clients::run(&common, &args),
+        Command::Locks(args) => locks::run(&common, &args),
+        Command::Rollback(args) => rollback::run(&common, &args),
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),
         Command::Completions(args) => completions::run(&args),

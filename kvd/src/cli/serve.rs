@@ -79,6 +79,9 @@ pub(super) struct Args {
     /// A connection that asks nothing for this long is closed; 0: never
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<String>,
+    /// How transactions keep out of each other's way: database, key or optimistic (see docs/LOCKING.md)
+    #[arg(long, value_name = "MODE")]
+    locking: Option<String>,
     /// Let this user connect; may be given several times
     #[arg(long, value_name = "USER")]
     allow_user: Vec<String>,
@@ -108,6 +111,7 @@ impl Args {
             ("connections_max", self.connections_max),
             ("connections_per_user_max", self.connections_per_user_max),
             ("idle_timeout", self.idle_timeout),
+            ("locking", self.locking),
             ("access.users", list(self.allow_user)),
             ("access.groups", list(self.allow_group)),
             ("log", self.log),

@@ -59,6 +59,19 @@ pub enum Recover {
     Clear,
 }
 
+/// How transactions keep out of each other's way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockingMode {
+    /// One transaction at a time.
+    #[default]
+    Database,
+    /// Each locks the keys that it reads and writes.
+    Key,
+    /// Nothing is locked; a commit looks whether what was read is still so.
+    Optimistic,
+}
+
 /// One cache's share and manners.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheConfig {
@@ -155,6 +168,8 @@ pub struct Config {
     /// Whether a store that is proven corrupt is set aside at start although a cache in it had durable writes. Asked
     /// for by hand only, never configured.
     pub set_aside: bool,
+    /// How transactions keep out of each other's way.
+    pub locking: LockingMode,
     /// What is logged, for example `info` or `kvd::server=debug,info`.
     pub log: String,
     /// The template of caches created by their first write.
@@ -184,6 +199,7 @@ impl Config {
             idle_timeout: Some(IDLE_TIMEOUT_DEFAULT),
             access: Access::default(),
             set_aside: false,
+            locking: LockingMode::default(),
             log: "info".to_owned(),
             default: CacheConfig::of_memory(MEMORY_BYTES_DEFAULT / CACHE_MEMORY_FRACTION),
             caches: BTreeMap::new(),

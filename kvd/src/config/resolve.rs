@@ -15,7 +15,7 @@ use super::error::ConfigError;
 use super::source::{Draft, Given, Settings, Sources};
 use super::{
     Access, CACHE_DISK_BYTES_DEFAULT, CACHE_MEMORY_BYTES_MIN, CACHE_MEMORY_FRACTION, CacheConfig, Config,
-    JOURNAL_BYTES_DEFAULT, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PENDING_LOG_BYTES_DEFAULT,
+    JOURNAL_BYTES_DEFAULT, LockingMode, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PENDING_LOG_BYTES_DEFAULT,
     PENDING_LOG_COMMITS_MIN, Recover, SOCKET_NAME, check_cache_name,
 };
 use crate::units::{parse_bytes, parse_duration, show_bytes, show_duration};
@@ -47,6 +47,7 @@ pub(super) fn resolve(draft: &Draft, sources: &Sources) -> Result<Config, Config
     let mut idle = config.idle_timeout.unwrap_or_default();
     host.duration("idle_timeout", Duration::ZERO..=Duration::from_secs(365 * 86_400), &mut idle)?;
     config.idle_timeout = Some(idle).filter(|idle| !idle.is_zero());
+    host.word("locking", &LOCKING_MODES, &mut config.locking)?;
     if let Some(given) = host.given("log") {
         config.log.clone_from(&given.text);
     }
@@ -203,6 +204,8 @@ const DURABILITIES: [(&str, Durability); 3] =
     [("memory", Durability::Memory), ("behind", Durability::Behind), ("durable", Durability::Durable)];
 const RECOVERS: [(&str, Recover); 3] =
     [("keep", Recover::Keep), ("stale", Recover::Stale), ("clear", Recover::Clear)];
+const LOCKING_MODES: [(&str, LockingMode); 3] =
+    [("database", LockingMode::Database), ("key", LockingMode::Key), ("optimistic", LockingMode::Optimistic)];
 const TRUTHS: [(&str, bool); 2] = [("true", true), ("false", false)];
 
 /// Settings under one heading, and how to read them.

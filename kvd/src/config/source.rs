@@ -10,7 +10,7 @@ use super::file;
 
 /// The settings of the host and what they mean. One list for all three sources: the file's `value_max`, the
 /// environment's `KVD_VALUE_MAX` and the flag `--value-max` are the same setting.
-pub const HOST_KEYS: [(&str, &str); 13] = [
+pub const HOST_KEYS: [(&str, &str); 14] = [
     ("dir", "where the store lives; the socket too unless set"),
     ("socket", "where the daemon listens"),
     ("memory", "bound of the memory of all caches together, as 256MiB or 1g"),
@@ -22,6 +22,7 @@ pub const HOST_KEYS: [(&str, &str); 13] = [
     ("connections_max", "most connections"),
     ("connections_per_user_max", "most connections of one user"),
     ("idle_timeout", "a connection that asks nothing for this long is closed; 0: never"),
+    ("locking", "how transactions keep out of each other's way: database, key or optimistic"),
     ("log", "what is logged, as info or kvd::server=debug,info"),
     ("access", "who else may connect: access.users and access.groups"),
 ];

@@ -5,6 +5,8 @@ use kv_proto::wire::{Request, Response, Want, encode_into};
 use super::attach::{Handed, SharedReads};
 use super::error::Failure;
 use super::item::{Shape, check_key};
+use super::scan::Wanted;
+use super::transaction::Wish;
 use super::write::{Durable, Step};
 use super::{Engine, Session};
 
@@ -40,6 +42,20 @@ impl Engine {
     ) -> Result<Durable, Failure> {
         session.asked(self.clock.beat_ms());
         self.check_access(session, request)?;
+        if session.transaction.is_some() && !ends_or_begins(request) {
+            let done = self.heard(session).and_then(|()| self.execute(session, request, out));
+            self.rest(session, &done);
+            return done;
+        }
+        self.execute(session, request, out)
+    }
+
+    fn execute(
+        &self,
+        session: &mut Session,
+        request: &Request<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         match request {
             Request::Ping => encode_into(out, &Response::Done),
             Request::Get { cache, key, sliding, want } => {
@@ -63,25 +79,26 @@ impl Engine {
                 self.get(session, &self.cache(cache)?, key, Shape::Description, out)?;
             }
             Request::Scan { cache, prefix, cursor, keys_max, values } => {
-                self.scan(&*self.cache(cache)?, prefix, cursor, *keys_max, *values, out)?;
+                let wanted = Wanted { prefix, cursor, keys_max: *keys_max, values: *values };
+                self.scan(session, &self.cache(cache)?, wanted, out)?;
             }
             Request::Put { cache, key, value, options } => {
-                return self.put(&self.cache_for_writing(cache)?, key, value, options, out);
+                return self.put(session, &self.cache_for_writing(cache)?, key, value, options, out);
             }
             Request::Expire { cache, key, expiry } => {
-                return self.expire(&self.cache(cache)?, key, *expiry, out);
+                return self.expire(session, &self.cache(cache)?, key, *expiry, out);
             }
-            Request::Delete { cache, key } => return self.delete(&self.cache(cache)?, key, out),
-            Request::Take { cache, key } => return self.take(&self.cache(cache)?, key, out),
+            Request::Delete { cache, key } => return self.delete(session, &self.cache(cache)?, key, out),
+            Request::Take { cache, key } => return self.take(session, &self.cache(cache)?, key, out),
             Request::Increment { cache, key, by, initial, ttl_ms, durability } => {
                 let step = Step { by: *by, initial: *initial, ttl_ms: *ttl_ms };
-                return self.increment(&self.cache_for_writing(cache)?, key, step, *durability, out);
+                return self.increment(session, &self.cache_for_writing(cache)?, key, step, *durability, out);
             }
             Request::Commit { checks, writes, durability } => {
-                return self.commit(checks, writes, *durability, out);
+                return self.commit(session, checks, writes, *durability, out);
             }
-            Request::Clear { scope, effect } => return self.clear(*scope, *effect, out),
-            Request::Drop { cache } => return self.drop_cache(cache, out),
+            Request::Clear { scope, effect } => return self.clear(session, *scope, *effect, out),
+            Request::Drop { cache } => return self.drop_cache(session, cache, out),
             Request::Stats => self.stats(out),
             Request::Caches => self.list_caches(out),
             Request::Sync => {
@@ -96,7 +113,22 @@ impl Engine {
                 encode_into(out, &Response::Done);
             }
             Request::Clients => self.list_clients(out),
+            Request::Begin { read_only, wait_ms, first, tries } => {
+                let wish = Wish { read_only: *read_only, wait_ms: *wait_ms, first: *first, tries: *tries };
+                self.begin(session, wish, out)?;
+            }
+            Request::CommitTransaction { transaction, durability } => {
+                return self.commit_transaction(session, *transaction, *durability, out);
+            }
+            Request::Rollback { transaction } => self.roll_back(session, *transaction, out)?,
+            Request::Renew { transaction } => self.renew(session, *transaction, out)?,
+            Request::Transactions => self.list_transactions(out),
         }
         Ok(None)
     }
+}
+
+/// Whether it is about the transaction itself rather than a part of it.
+fn ends_or_begins(request: &Request<'_>) -> bool {
+    matches!(request, Request::Begin { .. } | Request::CommitTransaction { .. } | Request::Rollback { .. })
 }

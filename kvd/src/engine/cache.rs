@@ -13,6 +13,7 @@ use kv_proto::wire::Durability;
 use super::side::SideStore;
 use crate::config::CacheConfig;
 use crate::store::CacheId;
+use crate::txn::Touched;
 
 /// Shards of the keys of a cache; each remembers the newest sequence that changed one of its keys.
 const SHARDS: usize = 1_024;
@@ -31,6 +32,7 @@ pub(crate) struct Cache {
     pub(crate) dropped: AtomicBool,
     changed: Box<[AtomicU64]>,
     stamped: AtomicU64,
+    newest: AtomicU64,
 }
 
 /// The segment as readers inside the daemon see it.
@@ -81,6 +83,10 @@ impl Moment {
     pub(crate) fn is_at_most(self, version: Version) -> bool {
         self.changed <= version && self.stamped <= version
     }
+
+    pub(crate) fn is_stamped_at_most(self, version: Version) -> bool {
+        self.stamped <= version
+    }
 }
 
 impl Cache {
@@ -104,6 +110,7 @@ impl Cache {
             dropped: AtomicBool::new(false),
             changed: (0..SHARDS).map(|_| AtomicU64::new(created)).collect(),
             stamped: AtomicU64::new(created),
+            newest: AtomicU64::new(created),
         }
     }
 
@@ -121,6 +128,17 @@ impl Cache {
     /// Called under the engine's mutex by every write, expiry and removal of a key.
     pub(crate) fn note_change(&self, hash: u64, version: Version) {
         self.changed[shard(hash)].store(version, Ordering::Release);
+        self.newest.store(version, Ordering::Release);
+    }
+
+    /// The newest change of all.
+    pub(crate) fn newest(&self) -> Version {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// What an operation on `key`, or on all of it, touches.
+    pub(crate) fn touched<'k>(&self, key: Option<&'k [u8]>) -> Touched<'k> {
+        Touched { cache: self.id, on_disk: self.on_disk(), key }
     }
 
     /// The newest clear.
@@ -131,6 +149,7 @@ impl Cache {
     /// Called under the engine's mutex by every clear.
     pub(crate) fn note_stamp(&self, version: Version) {
         self.stamped.store(version, Ordering::Release);
+        self.newest.store(version, Ordering::Release);
     }
 }
 

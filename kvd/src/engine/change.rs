@@ -14,8 +14,10 @@ use parking_lot::MutexGuard;
 use super::cache::{Cache, Memory, Moment, count};
 use super::error::Failure;
 use super::item::{Current, Draft};
-use super::{Engine, State};
+use super::waiting::Passage;
+use super::{Engine, Session, State};
 use crate::store::{COMMIT_OVERHEAD_BYTES, Change, ItemFields, LogNumber, PUT_OVERHEAD_BYTES, Permit};
+use crate::txn::Touched;
 
 /// How often a change is decided anew because somebody was faster, before it gives up with `Conflict`.
 const TRIES_MAX: usize = 64;
@@ -27,6 +29,19 @@ pub(crate) struct Target<'a> {
     pub(crate) hash: u64,
     /// Whether the decision depends on what is there.
     pub(crate) look: bool,
+    /// What was there at a moment: still so if that is the key's moment.
+    pub(crate) known: Option<(Moment, Look)>,
+}
+
+impl Target<'_> {
+    pub(crate) fn touched(&self) -> Touched<'_> {
+        self.cache.touched(Some(self.key))
+    }
+
+    /// For people.
+    pub(crate) fn name(&self) -> String {
+        format!("key {} of cache {}", self.key.escape_ascii(), self.cache.name)
+    }
 }
 
 /// What is there, fresh or stale; `None`: nothing, or gone.
@@ -64,14 +79,31 @@ struct Fetched {
 impl Engine {
     /// The target for a key of a cache.
     pub(crate) fn target<'a>(&self, cache: &Arc<Cache>, key: &'a [u8], look: bool) -> Target<'a> {
-        Target { cache: Arc::clone(cache), key, hash: cache.view.load().reader.hash(key), look }
+        Target { cache: Arc::clone(cache), key, hash: cache.view.load().reader.hash(key), look, known: None }
     }
 
-    /// Looks at `targets`, lets `decide` decide, and applies the decision at one sequence.
+    /// Looks at `targets`, lets `decide` decide, and applies the decision at one sequence; inside a transaction, into that.
     ///
     /// `decide` may run several times; it gets what is there for each target that asked to look, and the time.
     pub(crate) fn change<'a, T>(
         &self,
+        session: &mut Session,
+        targets: &[Target<'a>],
+        durability: Option<Durability>,
+        decide: impl FnMut(&[Look], BootMs) -> Result<Decision<'a, T>, Failure>,
+    ) -> Result<Changed<T>, Failure> {
+        if session.transaction.is_some() {
+            acknowledged_when(targets, durability)?;
+            return self.change_inside(session, targets, durability, decide);
+        }
+        self.change_by(Passage::of_write(self), session, targets, durability, decide)
+    }
+
+    /// As `change`, by the right of `passage`.
+    pub(super) fn change_by<'a, T>(
+        &self,
+        mut passage: Passage<'_>,
+        session: &mut Session,
         targets: &[Target<'a>],
         durability: Option<Durability>,
         mut decide: impl FnMut(&[Look], BootMs) -> Result<Decision<'a, T>, Failure>,
@@ -82,7 +114,7 @@ impl Engine {
         let mut fetched: Vec<Option<Fetched>> = targets.iter().map(|_| None).collect();
         let mut permit: Option<Permit> = None;
         let mut ahead = None;
-        if targets.iter().all(|target| !target.look) {
+        if passage.is_of_write() && targets.iter().all(|target| !target.look) {
             // What is there does not matter, so room is asked for before the mutex is taken, instead of taking it twice.
             let now = self.clock.now();
             let decision = decide(&targets.iter().map(|_| None).collect::<Vec<_>>(), now)?;
@@ -90,7 +122,10 @@ impl Engine {
             ahead = Some((now, decision));
         }
         for _ in 0..TRIES_MAX {
-            let mut state = self.lock();
+            let needs = || {
+                targets.iter().flat_map(|target| self.locking.to_write_plainly(target.touched())).collect()
+            };
+            let mut state = passage.enter(self.lock(), session, needs, deadline)?;
             let now = self.clock.now();
             let decision = match ahead.take() {
                 Some((at, decision)) if at == now => decision,
@@ -127,18 +162,26 @@ impl Engine {
     /// Reads a target from disk, outside the mutex, and remembers the moment before it did.
     fn fetch(&self, target: &Target<'_>) -> Result<Fetched, Failure> {
         let moment = target.cache.moment(target.hash);
-        let look = self.read_disk(&target.cache, target.key)?.map(Arc::new);
+        let look = self.read_disk(&target.cache, target.key, self.clock.now())?.map(Arc::new);
         Ok(Fetched { moment, look })
     }
 
     /// What the disk holds for a key, unless it is gone; stale ones included.
-    pub(crate) fn read_disk(&self, cache: &Cache, key: &[u8]) -> Result<Option<Current>, Failure> {
+    pub(crate) fn read_disk(
+        &self,
+        cache: &Cache,
+        key: &[u8],
+        now: BootMs,
+    ) -> Result<Option<Current>, Failure> {
         if !cache.on_disk() {
             return Ok(None);
         }
         let Some(stored) = self.store.read(cache.id, key)? else { return Ok(None) };
         let mut current = Current::from_store(&stored.view());
-        Ok((self.settle(cache, key, &mut current) != Freshness::Gone).then_some(current))
+        // Writes down in the item itself that a clear has made it stale: only a put ends that, whatever else is changed.
+        let freshness = self.freshness_at(cache, key, &current, now);
+        current.stale |= freshness == Freshness::Stale && !current.is_expired(now);
+        Ok((freshness != Freshness::Gone).then_some(current))
     }
 
     /// Whether an item outside the segment is fresh, stale or gone now.
@@ -148,13 +191,6 @@ impl Engine {
 
     pub(crate) fn freshness_at(&self, cache: &Cache, key: &[u8], item: &Current, now: BootMs) -> Freshness {
         cache.view.load().reader.verdict(&item.life(), item.tag_slots(), key, now)
-    }
-
-    /// Writes down in the item itself that a clear has made it stale: only a put ends that, whatever else is changed.
-    fn settle(&self, cache: &Cache, key: &[u8], item: &mut Current) -> Freshness {
-        let freshness = self.freshness(cache, key, item);
-        item.stale |= freshness == Freshness::Stale && !item.is_expired(self.clock.now());
-        freshness
     }
 
     /// Asks the store for the room that `actions` take; none for those that are not logged.
@@ -267,7 +303,10 @@ fn look_in_memory(
     let mut looks = Vec::with_capacity(targets.len());
     for (index, (target, fetched)) in targets.iter().zip(fetched).enumerate() {
         let mut look = None;
-        if target.look {
+        let unchanged = |known: &&(Moment, Look)| known.0 == target.cache.moment(target.hash);
+        if let Some((_, known)) = target.known.as_ref().filter(unchanged) {
+            look = known.clone();
+        } else if target.look {
             match look_at(state.memory(&target.cache), target, now) {
                 Ok(found) => look = found,
                 Err(OnDisk) => match fetched {
@@ -333,7 +372,11 @@ fn bytes_to_log(targets: &[Target<'_>], actions: &[Action<'_>]) -> usize {
 }
 
 /// A value of a memory cache must find room in a ring or in the side store.
-fn check_room(state: &State, targets: &[Target<'_>], actions: &[Action<'_>]) -> Result<(), Failure> {
+pub(super) fn check_room(
+    state: &State,
+    targets: &[Target<'_>],
+    actions: &[Action<'_>],
+) -> Result<(), Failure> {
     for (target, action) in targets.iter().zip(actions) {
         let Action::Put(draft) = action else { continue };
         if target.cache.on_disk() {
@@ -399,7 +442,7 @@ impl Draft<'_> {
         }
     }
 
-    fn to_current(&self, version: Version) -> Current {
+    pub(super) fn to_current(&self, version: Version) -> Current {
         Current {
             version,
             created: self.created,

@@ -7,11 +7,12 @@ use kv_proto::segment::PrefixTableFull;
 use kv_proto::wire::{Effect, ErrorKind, Response, Scope, encode_into};
 use kv_proto::{Version, limits, tag_slot};
 
-use super::Engine;
 use super::cache::{Cache, count};
 use super::error::Failure;
 use super::item::check_tag;
+use super::waiting::Passage;
 use super::write::Durable;
+use super::{Engine, Session};
 use crate::store::{COMMIT_OVERHEAD_BYTES, Change, Permit, Scope as ClearScope};
 
 /// Bytes a clear of one cache needs in the log beyond its prefix.
@@ -20,10 +21,12 @@ const CLEAR_OVERHEAD_BYTES: usize = 32;
 impl Engine {
     pub(crate) fn clear(
         &self,
+        session: &mut Session,
         scope: Scope<'_>,
         effect: Effect,
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
+        session.must_be_outside("a clear")?;
         let (caches, stamp) = match scope {
             Scope::Everything => (self.all_caches(), ClearScope::All),
             Scope::Cache(name) => (vec![self.cache(name)?], ClearScope::All),
@@ -43,7 +46,7 @@ impl Engine {
                 (vec![self.cache(cache)?], stamp)
             }
         };
-        let (version, durable) = self.stamp(&caches, stamp, effect)?;
+        let (version, durable) = self.stamp(session, &caches, stamp, effect)?;
         encode_into(out, &Response::Written { version });
         Ok(durable)
     }
@@ -55,18 +58,20 @@ impl Engine {
     /// Stamps `caches` at one sequence, in log and memory.
     pub(crate) fn stamp(
         &self,
+        session: &mut Session,
         caches: &[Arc<Cache>],
         scope: ClearScope<'_>,
         effect: Effect,
     ) -> Result<(Version, Durable), Failure> {
         let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
         self.wait_until_writable(deadline)?;
-        self.stamp_by(caches, scope, effect, deadline)
+        self.stamp_by(session, caches, scope, effect, deadline)
     }
 
     /// As `stamp`, also while the engine is not yet writable for others.
     pub(crate) fn stamp_by(
         &self,
+        session: &mut Session,
         caches: &[Arc<Cache>],
         scope: ClearScope<'_>,
         effect: Effect,
@@ -80,7 +85,10 @@ impl Engine {
         let permit: Option<Permit> =
             if on_disk.is_empty() { None } else { Some(self.store.admit(&on_disk, bytes, ack, deadline)?) };
 
-        let mut state = self.lock();
+        let mut passage = Passage::of_write(self);
+        let needs =
+            || caches.iter().flat_map(|cache| self.locking.to_write_plainly(cache.touched(None))).collect();
+        let mut state = passage.enter(self.lock(), session, needs, deadline)?;
         if let ClearScope::Prefix(_) = scope {
             while caches
                 .iter()
@@ -91,6 +99,8 @@ impl Engine {
                 if self.prefix_retired.wait_until(&mut state, deadline).timed_out() {
                     return Err(prefix_table_full());
                 }
+                // Somebody may have come in meanwhile.
+                state = passage.enter(state, session, needs, deadline)?;
             }
         }
         let version = self.next_sequence(&mut state);

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{Engine, Failure, Session};
 use crate::config::Access;
+use crate::txn::{Park, ThreadPark, Who};
 
 /// Who is behind a connection.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +28,8 @@ pub struct Caller {
     pub pid: u32,
     /// The groups of its user; only asked for where a cache admits groups.
     pub groups: BTreeSet<u32>,
+    /// The daemon's own user, or root.
+    pub is_admin: bool,
     /// May use every cache: the daemon's own user, root, or where no cache says who may use it.
     pub uses_all_caches: bool,
 }
@@ -65,9 +68,9 @@ impl Drop for Client {
 }
 
 impl Engine {
-    /// A session for `caller`.
+    /// A session for `caller`, whose thread waits for locks at `park`.
     #[must_use]
-    pub fn join(&self, caller: Caller) -> Session {
+    pub fn join(&self, caller: Caller, park: Box<dyn Park>) -> Session {
         let now = self.clock.beat_ms();
         let record = Record {
             since: now,
@@ -78,7 +81,8 @@ impl Engine {
         };
         let record = Arc::new(record);
         self.clients.joined.lock().insert(record.caller.id, Arc::clone(&record));
-        Session { client: Some(Client { list: Arc::clone(&self.clients), record }), ..Session::of_process() }
+        let client = Some(Client { list: Arc::clone(&self.clients), record });
+        Session { client, park, ..Session::of_process() }
     }
 
     /// Answers `clients`.
@@ -165,9 +169,16 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
             }
             Scope::Everything | Scope::Tag { cache: None, .. } => (Vec::new(), true),
         },
-        Request::Ping | Request::Stats | Request::Caches | Request::Sync | Request::Clients => {
-            (Vec::new(), false)
-        }
+        Request::Ping
+        | Request::Stats
+        | Request::Caches
+        | Request::Sync
+        | Request::Clients
+        | Request::Begin { .. }
+        | Request::CommitTransaction { .. }
+        | Request::Rollback { .. }
+        | Request::Renew { .. }
+        | Request::Transactions => (Vec::new(), false),
     }
 }
 
@@ -175,7 +186,28 @@ impl Session {
     /// A session of this process itself, which is listed nowhere and may use everything.
     #[must_use]
     pub fn of_process() -> Session {
-        Session { client: None, buffer: Vec::new(), keys: Vec::new(), handed: None }
+        Session {
+            client: None,
+            park: Box::new(ThreadPark::default()),
+            transaction: None,
+            buffer: Vec::new(),
+            keys: Vec::new(),
+            handed: None,
+        }
+    }
+
+    /// Who waits and is waited for.
+    pub(super) fn who(&self) -> Who {
+        match &self.client {
+            Some(Client { record, .. }) => {
+                Who { client: record.caller.id, pid: record.caller.pid, name: record.caller.name.clone() }
+            }
+            None => Who { client: 0, pid: std::process::id(), name: "this process".to_owned() },
+        }
+    }
+
+    pub(super) fn is_admin(&self) -> bool {
+        self.client.as_ref().is_none_or(|client| client.record.caller.is_admin)
     }
 
     /// Counts a request that came at `now`, by the cheap clock: nobody wants to know it to the millisecond.

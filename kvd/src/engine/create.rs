@@ -10,8 +10,9 @@ use kv_proto::wire::{Durability, Effect, ErrorKind, Response, encode_into};
 use super::cache::{Cache, Memory, View};
 use super::error::Failure;
 use super::side::SideStore;
+use super::waiting::Passage;
 use super::write::Durable;
-use super::{Engine, State};
+use super::{Engine, Session, State};
 use crate::config::{CacheConfig, check_cache_name};
 use crate::store::{CacheId, CacheStamps, Change};
 
@@ -152,7 +153,13 @@ impl Engine {
         cache
     }
 
-    pub(crate) fn drop_cache(&self, name: &str, out: &mut Vec<u8>) -> Result<Durable, Failure> {
+    pub(crate) fn drop_cache(
+        &self,
+        session: &mut Session,
+        name: &str,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
+        session.must_be_outside("dropping a cache")?;
         let _one_at_a_time = self.creating.lock();
         let cache = self.cache(name)?;
         if cache.declared {
@@ -168,7 +175,9 @@ impl Engine {
         } else {
             None
         };
-        let mut state = self.lock();
+        let mut passage = Passage::of_write(self);
+        let needs = || self.locking.to_write_plainly(cache.touched(None));
+        let mut state = passage.enter(self.lock(), session, needs, deadline)?;
         let version = self.next_sequence(&mut state);
         let durable = permit
             .map(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));

@@ -61,6 +61,11 @@ impl Current {
         self.expires.is_some_and(|expires| now >= expires)
     }
 
+    /// Fresh or stale, for an item that is there and whose clears were noted in itself.
+    pub(crate) fn freshness(&self, now: BootMs) -> wire::Freshness {
+        if self.stale || self.is_expired(now) { wire::Freshness::Stale } else { wire::Freshness::Fresh }
+    }
+
     /// What decides whether it lives.
     pub(crate) fn life(&self) -> Life {
         Life {

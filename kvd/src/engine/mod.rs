@@ -13,12 +13,15 @@ mod clients;
 mod create;
 mod error;
 mod item;
+mod locks;
 mod open;
 mod read;
 mod scan;
 mod side;
 mod stats;
 mod tidy;
+mod transaction;
+mod waiting;
 mod warm;
 mod write;
 
@@ -37,6 +40,8 @@ pub use clients::Caller;
 pub use error::Failure;
 pub use open::StartError;
 
+pub use crate::txn::{Park, Parked, ThreadPark, Unpark};
+
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::lock::FileLock;
@@ -44,7 +49,9 @@ use crate::metrics::Metrics;
 use crate::store::{CacheId, Store, StoreError};
 
 pub use crate::store::LogNumber;
+use crate::txn::{Locking, Locks};
 use cache::{Cache, Caches, Memory};
+use transaction::Transaction;
 
 /// The store is told this often how far sequences are used; it reserves far more at a time.
 const RESERVE_EVERY: Version = 1 << 16;
@@ -53,6 +60,7 @@ const RESERVE_EVERY: Version = 1 << 16;
 pub struct Engine {
     config: Config,
     clock: Clock,
+    locking: &'static dyn Locking,
     store: Arc<Store>,
     control: Arc<Control>,
     caches: ArcSwap<Caches>,
@@ -92,6 +100,7 @@ pub(crate) struct State {
     dropped: Vec<Arc<Cache>>,
     /// Every prefix clear up to this sequence has left the tree.
     swept: Version,
+    locks: Locks,
 }
 
 impl State {
@@ -111,6 +120,9 @@ impl State {
 /// One connection: who is behind it, and what it reuses from request to request.
 pub struct Session {
     client: Option<clients::Client>,
+    /// Where its thread waits for locks.
+    park: Box<dyn Park>,
+    transaction: Option<Box<Transaction>>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
     /// For the client, beside the answer that is being made.

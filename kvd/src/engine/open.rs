@@ -10,7 +10,7 @@ use kv_proto::wire::{Durability, Effect};
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
-use super::{Engine, Failure, State, clients};
+use super::{Engine, Failure, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
@@ -19,6 +19,7 @@ use crate::store::{
     CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered,
     Report, Scope, Store,
 };
+use crate::txn::{Locks, locking};
 use crate::units::show_bytes;
 
 /// Downtime after which invalidations may have been missed, and `recover` is applied after an unclean stop.
@@ -99,6 +100,7 @@ impl Engine {
             if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
             clock,
+            locking: locking::mode(config.locking),
             store,
             control,
             caches: ArcSwap::from_pointee(Caches::new()),
@@ -108,6 +110,7 @@ impl Engine {
                 cache_id: recovered.cache_first.saturating_sub(1),
                 dropped: Vec::new(),
                 swept: 0,
+                locks: Locks::default(),
             }),
             prefix_retired: Condvar::new(),
             creating: Mutex::new(()),
@@ -217,7 +220,7 @@ impl Engine {
         };
         // This needs not wait for the dead daemon's readers: nobody is served yet.
         let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
-        self.stamp_by(std::slice::from_ref(cache), Scope::All, effect, deadline)?;
+        self.stamp_by(&mut Session::of_process(), std::slice::from_ref(cache), Scope::All, effect, deadline)?;
         let mut found = self.found.lock();
         match effect {
             Effect::Stale => found.stale.push(cache.name.clone()),

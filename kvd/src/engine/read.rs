@@ -7,7 +7,7 @@ use kv_proto::wire::{self, ErrorKind, Response, encode_into};
 use kv_proto::{BootMs, Version, limits};
 
 use super::cache::{Cache, Memory, Moment, count};
-use super::change::{OnDisk, Target, look_at};
+use super::change::{Look, OnDisk, Target, look_at};
 use super::error::Failure;
 use super::item::{Current, Shape, freshness_on_wire};
 use super::{Engine, Session};
@@ -19,7 +19,7 @@ const INSTALLS_MAX: usize = 4;
 
 /// How a read ended, for the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Memory,
     Disk,
 }
@@ -34,6 +34,9 @@ impl Engine {
         shape: Shape,
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
+        if session.transaction.is_some() {
+            return self.get_inside(session, cache, key, shape, out);
+        }
         let now = self.clock.now();
         let view = cache.view.load();
         let hash = view.reader.hash(key);
@@ -57,7 +60,7 @@ impl Engine {
 
     /// A read that the segment could not answer: exact memory lookup under the mutex, then the disk outside it.
     fn get_slowly(&self, target: &Target<'_>, shape: Shape, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let (found, source) = self.look(target)?;
+        let (found, source) = self.look(target, self.clock.now())?;
         let now = self.clock.now();
         let fresh = found.as_ref().and_then(|item| {
             freshness_on_wire(self.freshness(&target.cache, target.key, item))
@@ -77,18 +80,18 @@ impl Engine {
     }
 
     /// What is there, from memory or disk; what came from disk is installed in memory if nothing was faster.
-    fn look(&self, target: &Target<'_>) -> Result<(Option<Arc<Current>>, Source), Failure> {
+    pub(super) fn look(&self, target: &Target<'_>, now: BootMs) -> Result<(Look, Source), Failure> {
         let mut last = None;
         for _ in 0..INSTALLS_MAX {
             {
                 let mut state = self.lock();
                 let memory = state.memory(&target.cache);
-                if let Ok(look) = look_at(memory, target, self.clock.now()) {
+                if let Ok(look) = look_at(memory, target, now) {
                     return Ok((look, Source::Memory));
                 }
             }
             let moment = target.cache.moment(target.hash);
-            last = self.read_disk(&target.cache, target.key)?.map(Arc::new);
+            last = self.read_disk(&target.cache, target.key, now)?.map(Arc::new);
             if self.install(target, moment, last.as_deref(), Install::Read).is_some() {
                 break;
             }
@@ -147,6 +150,9 @@ impl Engine {
     ) -> Result<(), Failure> {
         if keys.len() > limits::GET_MANY_KEYS_MAX {
             return Err(Failure::too_many("keys in a get_many", keys.len(), limits::GET_MANY_KEYS_MAX));
+        }
+        if session.transaction.is_some() {
+            return self.get_many_inside(session, cache, keys, out);
         }
         let now = self.clock.now();
         if snapshot.is_none() {

@@ -7,10 +7,12 @@ use kv_proto::segment::{Freshness, WalkItem};
 use kv_proto::wire::{self, Response, encode_into};
 use kv_proto::{BootMs, Version, limits};
 
-use super::Engine;
+use std::sync::Arc;
+
 use super::cache::Cache;
 use super::error::Failure;
 use super::item::{Current, Shape};
+use super::{Engine, Session};
 
 /// Buckets of the index walked under the mutex at a time, at most: some tens of microseconds.
 const BUCKETS_A_STEP: usize = 512;
@@ -24,26 +26,55 @@ struct Page {
     cursor: Vec<u8>,
 }
 
+/// What a page is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) prefix: &'a [u8],
+    /// What the last page gave; empty: the first.
+    pub(crate) cursor: &'a [u8],
+    pub(crate) keys_max: u32,
+    pub(crate) values: bool,
+}
+
 impl Engine {
     pub(crate) fn scan(
         &self,
-        cache: &Cache,
-        prefix: &[u8],
-        cursor: &[u8],
-        keys_max: u32,
-        values: bool,
+        session: &mut Session,
+        cache: &Arc<Cache>,
+        wanted: Wanted<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
+        let Wanted { prefix, cursor, keys_max, values } = wanted;
         if prefix.len() > limits::KEY_BYTES_MAX {
             return Err(Failure::too_large("prefix", prefix.len(), limits::KEY_BYTES_MAX));
         }
         let keys_max = (keys_max.max(1) as usize).min(limits::SCAN_KEYS_MAX);
-        let now = self.clock.now();
-        let page = if cache.on_disk() && !self.store.is_dirty(cache.id) {
+        let is_inside = session.transaction.is_some();
+        let now = if is_inside { self.begin_scan(session, cache)? } else { self.clock.now() };
+        let in_key_order = cache.on_disk() && !self.store.is_dirty(cache.id);
+        let mut page = if in_key_order {
             self.scan_disk(cache, prefix, cursor, keys_max, now)?
         } else {
             self.scan_memory(cache, prefix, cursor, keys_max, now)?
         };
+        if is_inside {
+            let (from, to) = (cursor, &page.cursor[..]);
+            let is_in_page = |key: &[u8], hash: u64| {
+                let place = hash.to_be_bytes();
+                let after = if in_key_order {
+                    from.is_empty() || key > from
+                } else {
+                    from.is_empty() || place[..] >= *from
+                };
+                let before =
+                    if in_key_order { to.is_empty() || key <= to } else { to.is_empty() || place[..] < *to };
+                key.starts_with(prefix) && after && before
+            };
+            self.end_scan(session, cache, &mut page.items, is_in_page)?;
+            if in_key_order {
+                page.items.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+            }
+        }
         let shape = if values { Shape::Entry } else { Shape::Description };
         let items = page
             .items

@@ -24,6 +24,10 @@ impl Engine {
 
     fn host_rows(&self, store: &Stats, rows: &mut Vec<MetricRow>) {
         let found = self.found.lock();
+        let (locks, open) = {
+            let state = self.lock();
+            (state.locks.counts(), state.locks.parties().count())
+        };
         let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
@@ -50,6 +54,13 @@ impl Engine {
             ("kvd_sweeps_total", store.sweeps as f64),
             ("kvd_swept_items_total", store.swept_items as f64),
             ("kvd_disk_evicted_items_total", store.evicted_items as f64),
+            ("kvd_transactions_open", open as f64),
+            ("kvd_lock_waits_total", locks.waits as f64),
+            ("kvd_deadlocks_total", locks.deadlocks as f64),
+            ("kvd_transactions_ended_silent_total", locks.silent as f64),
+            ("kvd_transactions_ended_old_total", locks.too_old as f64),
+            ("kvd_transactions_ended_by_hand_total", locks.by_hand as f64),
+            ("kvd_grants_taken_back_total", locks.taken_back as f64),
         ] {
             rows.push(MetricRow::new(name, None, value));
         }

@@ -13,11 +13,11 @@ use kv_proto::segment::{Freshness, Geometry, SegmentState};
 use kv_proto::wire::Durability;
 use parking_lot::MutexGuard;
 
-use super::Engine;
 use super::cache::Cache;
 use super::change::{Action, Decision};
 use super::create::Made;
 use super::item::{Current, Draft};
+use super::{Engine, Session};
 use crate::store::{CacheId, Judgement, RecordView};
 
 /// How often it looks, unless woken.
@@ -199,17 +199,22 @@ impl Engine {
         let Some(cache) = self.cache_by_id(id) else { return };
         let keys = self.resident_keys(&cache);
         let mut rewritten = 0_u64;
+        let mut session = Session::of_process();
         for key in keys {
             if self.closing.load(Ordering::Acquire) {
                 return;
             }
             // As `expire` does: what is there now is put again, whatever has happened since the list was made.
-            let again =
-                self.change(&[self.target(&cache, &key, true)], Some(Durability::Behind), |looks, _| {
+            let again = self.change(
+                &mut session,
+                &[self.target(&cache, &key, true)],
+                Some(Durability::Behind),
+                |looks, _| {
                     let action =
                         looks[0].as_deref().map_or(Action::Keep, |item| Action::Put(Draft::again(item)));
                     Ok(Decision { answer: (), actions: vec![action] })
-                });
+                },
+            );
             match again {
                 Ok(_) => rewritten += 1,
                 Err(failure) => {

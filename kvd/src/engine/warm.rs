@@ -70,7 +70,7 @@ impl Engine {
         let target = self.target(&cache, key, true);
         if !full.contains(&id) {
             let moment = cache.moment(target.hash);
-            match self.read_disk(&cache, key) {
+            match self.read_disk(&cache, key, self.clock.now()) {
                 Ok(Some(current)) => {
                     let installed = self.install(&target, moment, Some(&current), Install::WarmUp);
                     if installed == Some(Installed::Declined) {

@@ -21,6 +21,7 @@ pub(crate) type Durable = Option<LogNumber>;
 impl Engine {
     pub(crate) fn put(
         &self,
+        session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
         value: &[u8],
@@ -30,16 +31,17 @@ impl Engine {
         check_key(key)?;
         check_put(value, options, self.config.value_bytes_max)?;
         let look = options.condition != Condition::Always;
-        let changed = self.change(&[self.target(cache, key, look)], options.durability, |looks, now| {
-            let there = looks[0].as_ref().map(|item| item.version);
-            let refused = !holds(options.condition, there);
-            let action = if refused {
-                Action::Keep
-            } else {
-                Action::Put(Draft::put(value, options, &cache.config, now))
-            };
-            Ok(Decision { answer: refused.then_some(there), actions: vec![action] })
-        })?;
+        let changed =
+            self.change(session, &[self.target(cache, key, look)], options.durability, |looks, now| {
+                let there = looks[0].as_ref().map(|item| item.version);
+                let refused = !holds(options.condition, there);
+                let action = if refused {
+                    Action::Keep
+                } else {
+                    Action::Put(Draft::put(value, options, &cache.config, now))
+                };
+                Ok(Decision { answer: refused.then_some(there), actions: vec![action] })
+            })?;
         if changed.answer.is_some() {
             count(&cache.counters.conditions_refused);
         }
@@ -53,13 +55,14 @@ impl Engine {
 
     pub(crate) fn expire(
         &self,
+        session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
         expiry: Expiry,
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
         check_expiry(expiry)?;
-        self.change_one(cache, key, out, |item, now| {
+        self.change_one(session, cache, key, out, |item, now| {
             let mut draft = Draft::again(item);
             if draft.expire(expiry, &cache.config, now) { Action::Put(draft) } else { Action::Remove }
         })
@@ -67,23 +70,25 @@ impl Engine {
 
     pub(crate) fn delete(
         &self,
+        session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
-        self.change_one(cache, key, out, |_, _| Action::Remove)
+        self.change_one(session, cache, key, out, |_, _| Action::Remove)
     }
 
     /// A change of one existing item: `Written`, or `Missing`.
     fn change_one(
         &self,
+        session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
         out: &mut Vec<u8>,
         act: impl Fn(&Current, BootMs) -> Action<'static>,
     ) -> Result<Durable, Failure> {
         check_key(key)?;
-        let changed = self.change(&[self.target(cache, key, true)], None, |looks, now| {
+        let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, now| {
             let action = looks[0].as_ref().map_or(Action::Keep, |item| act(item, now));
             Ok(Decision { answer: looks[0].is_some(), actions: vec![action] })
         })?;
@@ -93,9 +98,15 @@ impl Engine {
         Ok(changed.durable)
     }
 
-    pub(crate) fn take(&self, cache: &Arc<Cache>, key: &[u8], out: &mut Vec<u8>) -> Result<Durable, Failure> {
+    pub(crate) fn take(
+        &self,
+        session: &mut Session,
+        cache: &Arc<Cache>,
+        key: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
         check_key(key)?;
-        let changed = self.change(&[self.target(cache, key, true)], None, |looks, _| {
+        let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, _| {
             let action = if looks[0].is_some() { Action::Remove } else { Action::Keep };
             Ok(Decision { answer: looks[0].clone(), actions: vec![action] })
         })?;
@@ -113,6 +124,7 @@ impl Engine {
 
     pub(crate) fn increment(
         &self,
+        session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
         step: Step,
@@ -124,7 +136,7 @@ impl Engine {
             check_ttl("ttl", ttl_ms)?;
         }
         let options = PutOptions { ttl_ms: step.ttl_ms, ..PutOptions::default() };
-        let changed = self.change(&[self.target(cache, key, true)], durability, |looks, now| {
+        let changed = self.change(session, &[self.target(cache, key, true)], durability, |looks, now| {
             let (value, mut draft) = match &looks[0] {
                 Some(item) => (add(&item.value, step.by)?, Draft::again(item)),
                 None => (step.initial, Draft::put(&[], &options, &cache.config, now)),
@@ -149,7 +161,7 @@ impl Engine {
         check_key(key)?;
         check_ttl("sliding ttl", sliding.ttl_ms)?;
         self.get(session, cache, key, shape, out)?;
-        let changed = self.change(&[self.target(cache, key, true)], None, |looks, now| {
+        let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, now| {
             let action = match &looks[0] {
                 Some(item) if self.slides(cache, key, item, sliding, now) => {
                     let mut draft = Draft::again(item);
@@ -171,6 +183,7 @@ impl Engine {
 
     pub(crate) fn commit(
         &self,
+        session: &mut Session,
         checks: &[Check<'_>],
         writes: &[Write<'_>],
         durability: Option<Durability>,
@@ -179,7 +192,7 @@ impl Engine {
         self.check_commit(checks, writes)?;
         let plan = Plan::new(self, checks, writes)?;
         let changed: Changed<Result<u32, (u32, Option<u64>)>> =
-            self.change(&plan.targets, plan.durability(durability, writes), |looks, now| {
+            self.change(session, &plan.targets, plan.durability(durability, writes), |looks, now| {
                 Ok(match plan.first_conflict(checks, writes, looks) {
                     Some(conflict) => {
                         let actions = plan.targets.iter().map(|_| Action::Keep).collect();

@@ -22,6 +22,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use super::Shared;
 use super::input::{Input, QUIET_BYTES_MAX};
 use super::linger::linger;
+use super::park::{Seen, SocketPark, Watch};
 use super::peer::Credentials;
 use super::slots::Slot;
 use crate::engine::{Handed, LogNumber, Session};
@@ -144,12 +145,34 @@ impl<'a> Connection<'a> {
             Ok(session) => session,
             Err(end) => return end,
         };
+        let mut watch = Watch::new(&self.stream, peer);
         loop {
-            let served = self.receive(None).and_then(|()| self.execute_batch(&mut session));
+            let served = self
+                .await_client(&session, &mut watch)
+                .and_then(|()| self.receive(None))
+                .and_then(|()| self.execute_batch(&mut session));
             if let Err(end) = served {
+                self.shared.engine.leave(&mut session);
                 return end;
             }
         }
+    }
+
+    /// While a transaction is open: waits for the next request, for the end of the client's process, or for the end of the
+    /// transaction's life, whichever comes first.
+    fn await_client(&self, session: &Session, watch: &mut Watch) -> Result<(), End> {
+        let engine = &self.shared.engine;
+        while let Some(ends) = engine.transaction_ends(session) {
+            if self.input.has_frame(self.frame_bytes_max) {
+                return Ok(());
+            }
+            match watch.wait(ends) {
+                Ok(Seen::Readable) => return Ok(()),
+                Ok(Seen::Dead) | Err(_) => return Err(End::Closed),
+                Ok(Seen::TimedOut) => engine.end_if_old(session),
+            }
+        }
+        Ok(())
     }
 
     /// Exchanges hellos; the peer has the time of one frame for its own.
@@ -176,7 +199,8 @@ impl<'a> Connection<'a> {
                 encode_into(&mut self.output, &welcome);
                 self.send()?;
                 tracing::debug!(client = self.client_id, uid = peer.uid, pid = peer.pid, name, "connected");
-                Ok(self.shared.engine.join(peer.caller(self.client_id, name, config)))
+                let park = Box::new(SocketPark::new(&self.stream, peer));
+                Ok(self.shared.engine.join(peer.caller(self.client_id, name, config), park))
             }
             Err(message) => {
                 let message = cut_text(&message, kv_proto::limits::ERROR_MESSAGE_BYTES_MAX);

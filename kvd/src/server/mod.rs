@@ -8,6 +8,7 @@ mod accept;
 mod connection;
 mod input;
 mod linger;
+mod park;
 mod peer;
 mod slots;
 mod socket;

@@ -35,13 +35,14 @@ impl Credentials {
 
     /// What the engine is told about who is behind a connection.
     pub(super) fn caller(&self, id: u64, name: String, config: &Config) -> Caller {
-        let uses_all_caches = is_admin(self.uid, geteuid().as_raw()) || !config.lists_users_by_cache();
+        let is_admin = is_admin(self.uid, geteuid().as_raw());
+        let uses_all_caches = is_admin || !config.lists_users_by_cache();
         let mut groups = BTreeSet::new();
         if !uses_all_caches {
             groups.insert(self.gid);
             groups.extend(supplementary_groups(self).iter().map(|gid| gid.as_raw()));
         }
-        Caller { id, name, uid: self.uid, pid: self.pid.unsigned_abs(), groups, uses_all_caches }
+        Caller { id, name, uid: self.uid, pid: self.pid.unsigned_abs(), groups, is_admin, uses_all_caches }
     }
 }
 

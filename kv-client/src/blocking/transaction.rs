@@ -1,0 +1,370 @@
+//! The blocking client's transactions: one connection each, from `begin` to the end.
+//!
+//! Made by [`Client::begin`](super::Client::begin) and [`Client::transact`](super::Client::transact). A transaction that is
+//! dropped is rolled back; one that a child inherited by `fork` is its parent's, and left alone.
+
+use std::borrow::Borrow;
+use std::time::Duration;
+
+use kv_proto::wire::Response;
+
+use super::client::Client;
+use super::connection::Connection;
+use super::direct::{self, DirectSession};
+use crate::answers::{Committed, Entry, PutOutcome};
+use crate::error::{Error, Result};
+use crate::ops::{self, Call};
+use crate::options::{Initial, PutOptions, Ttl};
+use crate::retry::{Attempts, Failure, Step};
+use crate::transact::{connection_lost, is_worth_another_try, nothing_applied};
+
+/// An open transaction: what it reads stays so, and what it writes is seen by nobody before [`Transaction::commit`].
+///
+/// It lives for a second unless [renewed](Transaction::renew), and is rolled back after 50 ms of silence while somebody waits for
+/// it. Then its calls fail with [`ErrorKind::LeaseLost`](crate::ErrorKind::LeaseLost), and nothing of it was applied.
+#[must_use = "a transaction that is dropped is rolled back"]
+pub struct Transaction {
+    client: Client,
+    /// `None` once it is lost.
+    road: Option<Road>,
+    number: u64,
+    process: u32,
+    was_disturbed: bool,
+}
+
+/// How its requests travel.
+pub(super) enum Road {
+    Socket(Connection),
+    Direct(Box<dyn DirectSession>),
+}
+
+impl Transaction {
+    pub(super) fn begin(
+        client: &Client,
+        mut road: Road,
+        call: &Call<u64>,
+        attempts: &mut Attempts,
+    ) -> Result<Transaction, Failure> {
+        let number = road.exchange(call, attempts)?.map_err(Failure::Sent)?;
+        let process = std::process::id();
+        Ok(Transaction { client: client.clone(), road: Some(road), number, process, was_disturbed: false })
+    }
+
+    /// Its number, as `kvd locks` shows it. Never given to another one.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether others were in its way, so that the same work may succeed when it is tried again.
+    #[must_use]
+    pub fn was_disturbed(&self) -> bool {
+        self.was_disturbed
+    }
+
+    /// The value of a fresh item, its own writes included.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.put("product", "42", "rocket", None)?;
+    /// assert_eq!(tx.get("product", "42")?.as_deref(), Some(&b"rocket"[..]));
+    /// tx.rollback()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error). After `Conflict`, `Deadlock` and `LeaseLost` the transaction is over.
+    pub fn get(&mut self, cache: &str, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.call(&ops::get(cache, key.as_ref(), None)?)
+    }
+
+    /// The values of many keys of one cache.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.put("product", "42", "rocket", None)?;
+    /// let found = tx.get_many("product", &["42", "43"])?;
+    /// assert_eq!(found, [Some(b"rocket".to_vec()), None]);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn get_many<K: AsRef<[u8]>>(&mut self, cache: &str, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
+        let mut values = Vec::with_capacity(keys.len());
+        while values.len() < keys.len() {
+            let rest = &keys[values.len()..];
+            let some = &rest[..rest.len().min(kv_proto::limits::GET_MANY_KEYS_MAX)];
+            let found = self.call(&ops::get_many_inside(cache, some)?)?;
+            if found.is_empty() {
+                return Err(Error::invalid("the daemon answered a get_many with nothing"));
+            }
+            values.extend(found);
+        }
+        Ok(values)
+    }
+
+    /// An item with everything known about it, stale ones too. The version of its own writes is [`Transaction::number`].
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.put("product", "42", "rocket", None)?;
+    /// assert_eq!(tx.get_entry("product", "42")?.map(|entry| entry.version), Some(tx.number()));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn get_entry(&mut self, cache: &str, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
+        self.call(&ops::get_entry(cache, key.as_ref())?)
+    }
+
+    /// Puts an item with this life, or the cache's default.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.put("product", "42", "rocket", std::time::Duration::from_secs(60))?;
+    /// tx.commit()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn put(
+        &mut self,
+        cache: &str,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        ttl: impl Into<Option<Duration>>,
+    ) -> Result<()> {
+        let options = PutOptions { ttl: ttl.into(), ..PutOptions::default() };
+        self.put_with(cache, key, value, &options).map(drop)
+    }
+
+    /// Puts an item, perhaps under a condition.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use kv_client::{PutOptions, PutOutcome};
+    /// let mut tx = client.begin()?;
+    /// tx.put("product", "42", "rocket", None)?;
+    /// let outcome = tx.put_with("product", "42", "comet", PutOptions::new().if_absent())?;
+    /// assert!(matches!(outcome, PutOutcome::Refused { .. }));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn put_with(
+        &mut self,
+        cache: &str,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        options: impl Borrow<PutOptions>,
+    ) -> Result<PutOutcome> {
+        self.call(&ops::put(cache, key.as_ref(), value.as_ref(), options.borrow())?)
+    }
+
+    /// Deletes an item; whether there was one.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// let mut tx = client.begin()?;
+    /// assert!(tx.delete("product", "42")?);
+    /// assert_eq!(tx.get("product", "42")?, None);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn delete(&mut self, cache: &str, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.call(&ops::delete(cache, key.as_ref())?)
+    }
+
+    /// Reads and deletes.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("queue").put("job", "mail", None)?;
+    /// let mut tx = client.begin()?;
+    /// assert_eq!(tx.take("queue", "job")?.as_deref(), Some(&b"mail"[..]));
+    /// tx.commit()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn take(&mut self, cache: &str, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
+        self.call(&ops::take(cache, key.as_ref())?)
+    }
+
+    /// Changes the life of an item; whether there was one.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// let mut tx = client.begin()?;
+    /// assert!(tx.expire("product", "42", kv_client::Ttl::Now)?);
+    /// tx.commit()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn expire(&mut self, cache: &str, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<bool> {
+        Ok(self.call(&ops::expire(cache, key.as_ref(), ttl)?)?.is_some())
+    }
+
+    /// Adds to a counter, as [`Cache::increment`](super::Cache::increment).
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.increment("counter", "visits", 1, kv_client::Initial::value(1))?;
+    /// assert_eq!(tx.increment("counter", "visits", 1, kv_client::Initial::value(1))?, 2);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn increment(
+        &mut self,
+        cache: &str,
+        key: impl AsRef<[u8]>,
+        by: i64,
+        initial: Initial,
+    ) -> Result<i64> {
+        self.call(&ops::increment(cache, key.as_ref(), by, initial)?)
+    }
+
+    /// Lets it live for another second from now, up to ten from when it began.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut tx = client.begin()?;
+    /// tx.renew()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Transaction::get`].
+    pub fn renew(&mut self) -> Result<()> {
+        self.call(&ops::renew(self.number))
+    }
+
+    /// Lets everything happen at once.
+    ///
+    /// # Errors
+    /// `Conflict`, `Deadlock` and `LeaseLost`: nothing happened, and the same work may be tried again. When the answer was lost,
+    /// [`Error::maybe_applied`](crate::Error::maybe_applied) is true.
+    pub fn commit(self) -> Result<Committed> {
+        self.commit_as(None)
+    }
+
+    /// As [`Transaction::commit`]; returns when it survives power loss.
+    ///
+    /// # Errors
+    /// As [`Transaction::commit`].
+    pub fn commit_durable(self) -> Result<Committed> {
+        self.commit_as(Some(kv_proto::wire::Durability::Durable))
+    }
+
+    fn commit_as(mut self, durability: Option<kv_proto::wire::Durability>) -> Result<Committed> {
+        let committed = self.exchange(&ops::commit_transaction(self.number, durability));
+        // Whatever the answer was, there is nothing open any more.
+        self.give_back();
+        committed
+    }
+
+    /// Ends it without a trace, as dropping it does.
+    ///
+    /// # Errors
+    /// When the daemon does not answer; it rolls back all the same.
+    pub fn rollback(mut self) -> Result<()> {
+        let ended = self.call(&ops::rollback(self.number));
+        self.give_back();
+        ended.map(drop)
+    }
+
+    /// One request before the commit: a connection that is lost takes the transaction along, and nothing was applied.
+    fn call<T>(&mut self, call: &Call<T>) -> Result<T> {
+        let answer = self.exchange(call).map_err(|error| nothing_applied(error, self.number));
+        self.was_disturbed |= answer.as_ref().is_err_and(is_worth_another_try);
+        answer
+    }
+
+    fn exchange<T>(&mut self, call: &Call<T>) -> Result<T> {
+        let mut attempts = self.client.attempts(call.sending.repeat);
+        let is_here = self.process == std::process::id();
+        let Some(road) = self.road.as_mut().filter(|_| is_here) else {
+            return Err(connection_lost(self.number));
+        };
+        road.exchange(call, &mut attempts).unwrap_or_else(|failure| {
+            if !matches!(failure, Failure::NotSent(Error::TooLarge { .. })) {
+                self.road = None;
+            }
+            Err(attempts.settle(failure.into_error()))
+        })
+    }
+
+    fn give_back(&mut self) {
+        if let Some(Road::Socket(connection)) = self.road.take() {
+            self.client.give_back(connection);
+        }
+    }
+}
+
+impl Road {
+    /// One request and its answer; again while the daemon asks for it and the deadline allows.
+    fn exchange<T>(&mut self, call: &Call<T>, attempts: &mut Attempts) -> Result<Result<T>, Failure> {
+        match self {
+            Road::Direct(session) => {
+                let engine =
+                    |request: &[u8], answer: &mut Vec<u8>, deadline| session.call(request, answer, deadline);
+                Ok(direct::call(engine, &call.sending, attempts, call.read))
+            }
+            Road::Socket(connection) => loop {
+                let frame = connection.exchange(&call.sending, None, attempts)?;
+                let mut read = |response: Response<'_>| (call.read)(response);
+                match attempts.answered(connection.answer(frame), &mut read) {
+                    Step::Done(answer) => return Ok(answer),
+                    Step::Again(pause) => std::thread::sleep(pause),
+                    Step::Broken(error) => return Err(Failure::Sent(error)),
+                }
+            },
+        }
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // Its parent's. Closing this copy of the descriptor tells the daemon nothing.
+            return;
+        }
+        if self.road.is_some() && self.call(&ops::rollback(self.number)).is_ok() {
+            self.give_back();
+        }
+    }
+}
+
+impl std::fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transaction").field("number", &self.number).finish_non_exhaustive()
+    }
+}

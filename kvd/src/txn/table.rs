@@ -1,0 +1,359 @@
+//! The table of locks: parties, what they hold, and the queues of those who wait.
+//!
+//! Grants go in the order of arrival: nobody is granted what somebody who came earlier waits for, except who has a weaker
+//! lock of the same thing already. All under the engine's mutex; every call is short.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_proto::limits;
+use kv_proto::wire::ErrorKind;
+
+use super::graph::cycle;
+use super::{Mode, Need, Number, Resource, Unpark};
+
+/// Who is behind a party, for messages and lists.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Who {
+    /// The connection; 0: this process itself.
+    pub(crate) client: u64,
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+}
+
+impl std::fmt::Display for Who {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "client {}", self.client)?;
+        if !self.name.is_empty() {
+            write!(f, " {}", self.name)?;
+        }
+        write!(f, " (pid {})", self.pid)
+    }
+}
+
+/// What kind of party it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PartyKind {
+    /// A transaction over several requests.
+    Transaction { read_only: bool },
+    /// One write outside transactions that found a lock in its way.
+    Write,
+}
+
+/// Why a party was rolled back by others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Doom {
+    /// It sent nothing while this one waited for it.
+    Silent { waiter: Who },
+    /// It lived too long.
+    TooOld,
+    /// It was the youngest of those who waited for each other.
+    Deadlock { parties: usize },
+    /// Somebody ended it by `kvd rollback`.
+    ByHand { who: Who },
+}
+
+impl Doom {
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Doom::Deadlock { .. } => ErrorKind::Deadlock,
+            Doom::Silent { .. } | Doom::TooOld | Doom::ByHand { .. } => ErrorKind::LeaseLost,
+        }
+    }
+}
+
+impl std::fmt::Display for Doom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |duration: Duration| duration.as_millis();
+        match self {
+            Doom::Silent { waiter } => write!(
+                f,
+                "it sent nothing for {} ms while {waiter} waited for it",
+                ms(limits::TRANSACTION_SILENCE_MAX)
+            ),
+            Doom::TooOld => write!(
+                f,
+                "it was open for longer than {} ms without being renewed, or than {} ms altogether",
+                ms(limits::TRANSACTION_LIFE),
+                ms(limits::TRANSACTION_LIFE_MAX)
+            ),
+            Doom::Deadlock { parties } => {
+                write!(f, "{parties} transactions waited for each other, and it was the youngest")
+            }
+            Doom::ByHand { who } => write!(f, "{who} ended it by hand"),
+        }
+    }
+}
+
+/// A transaction, or a write that waits.
+pub(crate) struct Party {
+    pub(crate) who: Who,
+    pub(crate) kind: PartyKind,
+    /// The number of its first try: the larger, the younger.
+    pub(crate) age: Number,
+    pub(crate) began: Instant,
+    /// When its life ends unless it is renewed.
+    pub(crate) ends: Instant,
+    /// A request of it is being served: then its silence is ours.
+    pub(crate) is_busy: bool,
+    pub(crate) quiet_since: Instant,
+    /// Requests served since its first lock was granted.
+    pub(crate) requests: u64,
+    /// Its grant was taken back because nothing was done under it; the next request waits for it anew.
+    pub(crate) is_suspended: bool,
+    held: Vec<Need>,
+    waits: Option<(Resource, Mode, Instant)>,
+    doom: Option<Doom>,
+    wake: Arc<dyn Unpark>,
+}
+
+impl Party {
+    pub(crate) fn new(who: Who, kind: PartyKind, age: Number, now: Instant, wake: Arc<dyn Unpark>) -> Party {
+        Party {
+            who,
+            kind,
+            age,
+            began: now,
+            ends: now + limits::TRANSACTION_LIFE,
+            is_busy: true,
+            quiet_since: now,
+            requests: 0,
+            is_suspended: false,
+            held: Vec::new(),
+            waits: None,
+            doom: None,
+            wake,
+        }
+    }
+
+    pub(crate) fn doom(&self) -> Option<&Doom> {
+        self.doom.as_ref()
+    }
+
+    pub(crate) fn held(&self) -> &[Need] {
+        &self.held
+    }
+
+    /// What it waits for, and since when.
+    pub(crate) fn waits(&self) -> Option<&(Resource, Mode, Instant)> {
+        self.waits.as_ref()
+    }
+}
+
+struct Lock {
+    holders: Vec<(Number, Mode)>,
+    queue: VecDeque<(Number, Mode)>,
+}
+
+impl Lock {
+    fn admits(&self, number: Number, mode: Mode) -> bool {
+        self.holders.iter().all(|&(holder, held)| holder == number || held.admits(mode))
+    }
+}
+
+/// What a request for a lock came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    Held,
+    /// It stands in the queue.
+    Waits,
+    /// The table is full.
+    Full,
+}
+
+/// What happened, for `stats`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LockCounts {
+    pub(crate) waits: u64,
+    pub(crate) deadlocks: u64,
+    pub(crate) silent: u64,
+    pub(crate) too_old: u64,
+    pub(crate) by_hand: u64,
+    pub(crate) taken_back: u64,
+}
+
+/// All locks and all who hold or want some.
+#[derive(Default)]
+pub(crate) struct Locks {
+    locks: HashMap<Resource, Lock>,
+    parties: HashMap<Number, Party>,
+    counts: LockCounts,
+}
+
+impl Locks {
+    /// Whether nobody holds anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.locks.is_empty()
+    }
+
+    /// Whether somebody without locks of its own could have all of these at once.
+    pub(crate) fn are_free(&self, needs: &[Need]) -> bool {
+        needs.iter().all(|(resource, mode)| {
+            self.locks.get(resource).is_none_or(|lock| lock.queue.is_empty() && lock.admits(0, *mode))
+        })
+    }
+
+    pub(crate) fn join(&mut self, number: Number, party: Party) {
+        self.parties.insert(number, party);
+    }
+
+    /// The party ends: what it holds goes to those who wait.
+    pub(crate) fn leave(&mut self, number: Number, now: Instant) {
+        self.release_all(number, now);
+        self.parties.remove(&number);
+    }
+
+    pub(crate) fn party(&self, number: Number) -> Option<&Party> {
+        self.parties.get(&number)
+    }
+
+    pub(crate) fn party_mut(&mut self, number: Number) -> Option<&mut Party> {
+        self.parties.get_mut(&number)
+    }
+
+    pub(crate) fn parties(&self) -> impl Iterator<Item = (Number, &Party)> {
+        self.parties.iter().map(|(number, party)| (*number, party))
+    }
+
+    pub(crate) fn counts(&self) -> LockCounts {
+        self.counts
+    }
+
+    /// Takes a lock, or a place in its queue. `is_back`: it had the lock before, and stands behind the next in the queue only.
+    pub(crate) fn acquire(&mut self, number: Number, need: &Need, is_back: bool, now: Instant) -> Acquired {
+        let (resource, wanted) = need;
+        let Some(party) = self.parties.get_mut(&number) else { return Acquired::Full };
+        let own = party.held.iter().find(|(held, _)| held == resource).map(|(_, mode)| *mode);
+        let mode = own.map_or(*wanted, |own| own.and(*wanted));
+        if own == Some(mode) {
+            return Acquired::Held;
+        }
+        if own.is_none() && self.locks.len() >= limits::LOCKS_MAX && !self.locks.contains_key(resource) {
+            return Acquired::Full;
+        }
+        let lock = self
+            .locks
+            .entry(resource.clone())
+            .or_insert_with(|| Lock { holders: Vec::new(), queue: VecDeque::new() });
+        if lock.admits(number, mode) && (own.is_some() || lock.queue.is_empty()) {
+            self.grant(number, resource.clone(), mode, now);
+            return Acquired::Held;
+        }
+        let place = if own.is_some() {
+            let is_upgrade =
+                |(waiter, _): &(Number, Mode)| lock.holders.iter().any(|(holder, _)| holder == waiter);
+            lock.queue.iter().take_while(|waiter| is_upgrade(waiter)).count()
+        } else if is_back {
+            lock.queue.len().min(1)
+        } else {
+            lock.queue.len()
+        };
+        lock.queue.insert(place, (number, mode));
+        party.waits = Some((resource.clone(), mode, now));
+        self.counts.waits += 1;
+        Acquired::Waits
+    }
+
+    /// Whether it waits for nothing (any more).
+    pub(crate) fn is_granted(&self, number: Number) -> bool {
+        self.parties.get(&number).is_some_and(|party| party.waits.is_none())
+    }
+
+    /// It does not want to wait any longer.
+    pub(crate) fn give_up(&mut self, number: Number, now: Instant) {
+        let Some(party) = self.parties.get_mut(&number) else { return };
+        let Some((resource, ..)) = party.waits.take() else { return };
+        if let Some(lock) = self.locks.get_mut(&resource) {
+            lock.queue.retain(|(waiter, _)| *waiter != number);
+        }
+        self.grant_next(&resource, now);
+    }
+
+    /// Those it waits for: every holder that excludes it, and everyone queued ahead.
+    pub(crate) fn waits_for(&self, number: Number) -> Vec<Number> {
+        let Some((resource, mode, _)) = self.parties.get(&number).and_then(|party| party.waits.as_ref())
+        else {
+            return Vec::new();
+        };
+        let Some(lock) = self.locks.get(resource) else { return Vec::new() };
+        let excludes = |&&(holder, held): &&(Number, Mode)| holder != number && !held.admits(*mode);
+        let holders = lock.holders.iter().filter(excludes).map(|(holder, _)| *holder);
+        let ahead = lock.queue.iter().map(|(waiter, _)| *waiter).take_while(|&waiter| waiter != number);
+        holders.chain(ahead).collect()
+    }
+
+    /// Rolls back the youngest of each ring that `number` has closed by beginning to wait.
+    pub(crate) fn break_deadlocks(&mut self, number: Number, now: Instant) {
+        while let Some(ring) = cycle(number, |from| self.waits_for(from)) {
+            let age = |number: &Number| self.parties.get(number).map(|party| (party.age, *number));
+            let youngest = ring.iter().copied().max_by_key(age).expect("a ring has members");
+            self.doom(youngest, Doom::Deadlock { parties: ring.len() }, now);
+        }
+    }
+
+    /// Rolls a party back: it holds and wants nothing from now on, and is told when it asks next.
+    pub(crate) fn doom(&mut self, number: Number, doom: Doom, now: Instant) {
+        let Some(party) = self.parties.get_mut(&number) else { return };
+        match doom {
+            Doom::Silent { .. } => self.counts.silent += 1,
+            Doom::TooOld => self.counts.too_old += 1,
+            Doom::Deadlock { .. } => self.counts.deadlocks += 1,
+            Doom::ByHand { .. } => self.counts.by_hand += 1,
+        }
+        party.doom = Some(doom);
+        party.wake.unpark();
+        self.release_all(number, now);
+    }
+
+    /// Takes everything back from a party that has done nothing with it; its next request waits for it anew.
+    pub(crate) fn suspend(&mut self, number: Number, now: Instant) {
+        if let Some(party) = self.parties.get_mut(&number) {
+            party.is_suspended = true;
+            self.counts.taken_back += 1;
+        }
+        self.release_all(number, now);
+    }
+
+    fn release_all(&mut self, number: Number, now: Instant) {
+        self.give_up(number, now);
+        let Some(party) = self.parties.get_mut(&number) else { return };
+        for (resource, _) in std::mem::take(&mut party.held) {
+            if let Some(lock) = self.locks.get_mut(&resource) {
+                lock.holders.retain(|(holder, _)| *holder != number);
+            }
+            self.grant_next(&resource, now);
+        }
+    }
+
+    fn grant(&mut self, number: Number, resource: Resource, mode: Mode, now: Instant) {
+        let party = self.parties.get_mut(&number).expect("only parties stand in queues");
+        let lock = self.locks.get_mut(&resource).expect("it is being granted");
+        match lock.holders.iter_mut().find(|(holder, _)| *holder == number) {
+            Some((_, held)) => *held = mode,
+            None => lock.holders.push((number, mode)),
+        }
+        match party.held.iter_mut().find(|(held, _)| *held == resource) {
+            Some((_, held)) => *held = mode,
+            None => party.held.push((resource, mode)),
+        }
+        if party.waits.take().is_some() {
+            party.quiet_since = now;
+            party.wake.unpark();
+        }
+    }
+
+    /// Grants to the head of the queue what it can have now, and so on; forgets a lock that nobody has or wants.
+    fn grant_next(&mut self, resource: &Resource, now: Instant) {
+        while let Some(lock) = self.locks.get_mut(resource) {
+            match lock.queue.front().copied() {
+                Some((waiter, mode)) if lock.admits(waiter, mode) => {
+                    lock.queue.pop_front();
+                    self.grant(waiter, resource.clone(), mode, now);
+                }
+                None if lock.holders.is_empty() => drop(self.locks.remove(resource)),
+                Some(_) | None => return,
+            }
+        }
+    }
+}
