@@ -301,7 +301,7 @@ impl AtWork<'_> {
         let value_bytes = self.spec.cell.value_bytes;
         timed(Class::Reader, &mut self.report, |_| {
             let is_there = worker.read(key, found)?;
-            check(is_there, found, value_bytes, key)
+            check(is_there.then_some(found.as_slice()), value_bytes, key)
         })
     }
 
@@ -328,11 +328,11 @@ impl AtWork<'_> {
     pub(super) fn transact(&mut self, keys: &[Drawn], think: Duration) -> Result<Done, BenchError> {
         let stamp = self.stamp();
         let value_bytes = self.spec.cell.value_bytes;
+        let read: Vec<Key<'_>> = keys.iter().map(Drawn::key).collect();
         let stops = self.spec.role == Role::Stopped;
         // Whoever is killed or stopped is to be met with half of his writes done.
         let thinks_late = self.spec.role != Role::Mixed;
-        let (worker, value, found, was_stopped) =
-            (&mut self.worker, &mut self.value, &mut self.found, &mut self.was_stopped);
+        let (worker, value, was_stopped) = (&mut self.worker, &mut self.value, &mut self.was_stopped);
         let mut think = || {
             if stops && !*was_stopped {
                 *was_stopped = true;
@@ -347,10 +347,7 @@ impl AtWork<'_> {
             let mut tries = Vec::with_capacity(1);
             let mut work = |inside: &mut dyn Inside| {
                 let mut once = || {
-                    for key in keys {
-                        let is_there = inside.read(key.key(), found)?;
-                        check(is_there, found, value_bytes, key.key())?;
-                    }
+                    inside.read_all(&read, &mut |key, found| check(found, value_bytes, key))?;
                     for (index, key) in keys.iter().enumerate() {
                         if index == usize::from(thinks_late) || keys.len() == 1 {
                             think();
@@ -447,10 +444,10 @@ pub(super) fn number_of(key: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn check(is_there: bool, found: &[u8], value_bytes: u32, key: Key<'_>) -> Result<(), Failure> {
-    if !is_there {
+fn check(found: Option<&[u8]>, value_bytes: u32, key: Key<'_>) -> Result<(), Failure> {
+    let Some(found) = found else {
         return Err(failed(format!("{} is not there", key.text)).into());
-    }
+    };
     value::stamp_of(found, value_bytes, key.number).map(drop).ok_or_else(|| wrong(key.text, found).into())
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use kv_client::Error;
-use kv_client::blocking::{Cache, Client};
+use kv_client::blocking::{Cache, Client, Transaction};
+use kv_client::{Error, ErrorKind};
 
-use super::{Failure, Inside, Key, Mechanism, See, Store, Why, Work, Worker};
+use super::{Failure, Inside, Key, Mechanism, See, SeeKey, Store, Why, Work, Worker};
 use crate::BenchError;
 use crate::protocol::CACHE;
 use crate::read::kvd::{answered, attached};
@@ -70,24 +70,21 @@ struct Opened {
 
 impl Worker for Opened {
     fn read(&mut self, key: Key<'_>, value: &mut Vec<u8>) -> Result<bool, Failure> {
-        self.cache.get_into(key.text, value).map_err(told)
+        Ok(self.cache.get_into(key.text, value)?)
     }
 
     fn write(&mut self, key: Key<'_>, value: &[u8]) -> Result<(), Failure> {
-        self.cache.put(key.text, value, None).map(drop).map_err(told)
+        Ok(self.cache.put(key.text, value, None).map(drop)?)
     }
 
-    /// A batch that insists on the versions that were read.
+    /// The library begins again by itself, so that its age, or the database lock after some conflicts, can help it.
     fn transact(&mut self, work: Work<'_>) -> Result<(), Failure> {
-        let mut reads = Reads { cache: &self.cache, batch: Some(self.client.batch()) };
-        work(&mut reads)?;
-        let batch = reads.batch.expect("it is put back by whoever takes it");
-        batch.commit().map(drop).map_err(told)
+        self.client.transact(|transaction| work(&mut Within(transaction)))
     }
 
     fn scan(&mut self, see: See<'_>) -> Result<(), Failure> {
         for page in self.cache.scan("").values() {
-            for (key, entry) in page.map_err(told)?.items {
+            for (key, entry) in page?.items {
                 see(&key, &entry.value)?;
             }
         }
@@ -95,48 +92,34 @@ impl Worker for Opened {
     }
 }
 
-/// Reads that are checked at the end.
-struct Reads<'a> {
-    cache: &'a Cache,
-    batch: Option<kv_client::Batch<Client>>,
-}
+struct Within<'a>(&'a mut Transaction);
 
-impl Reads<'_> {
-    fn grow(&mut self, grow: impl FnOnce(kv_client::Batch<Client>) -> kv_client::Batch<Client>) {
-        self.batch = self.batch.take().map(grow);
-    }
-}
-
-impl Inside for Reads<'_> {
+impl Inside for Within<'_> {
     fn read(&mut self, key: Key<'_>, value: &mut Vec<u8>) -> Result<bool, Failure> {
-        let found = self.cache.get_entry(key.text).map_err(told)?;
-        self.grow(|batch| match &found {
-            Some(entry) => batch.expect_version(CACHE, key.text, entry.version),
-            None => batch.expect_absent(CACHE, key.text),
-        });
         value.clear();
-        value.extend_from_slice(found.as_ref().map_or(&[], |entry| &entry.value));
+        let found = self.0.get(CACHE, key.text)?;
+        value.extend_from_slice(found.as_deref().unwrap_or_default());
         Ok(found.is_some())
     }
 
+    fn read_all(&mut self, keys: &[Key<'_>], see: SeeKey<'_>) -> Result<(), Failure> {
+        let texts: Vec<&str> = keys.iter().map(|key| key.text).collect();
+        let found = self.0.get_many(CACHE, &texts)?;
+        keys.iter().zip(&found).try_for_each(|(&key, value)| see(key, value.as_deref()))
+    }
+
     fn write(&mut self, key: Key<'_>, value: &[u8]) -> Result<(), Failure> {
-        self.grow(|batch| batch.put(CACHE, key.text, value, None));
-        Ok(())
+        Ok(self.0.put(CACHE, key.text, value, None)?)
     }
 }
 
-fn why(error: &Error) -> Option<Why> {
-    match error.kind() {
-        kv_client::ErrorKind::Conflict => Some(Why::Conflict),
-        kv_client::ErrorKind::Deadlock => Some(Why::Deadlock),
-        kv_client::ErrorKind::LeaseLost => Some(Why::Lease),
-        _ => None,
-    }
-}
-
-fn told(error: Error) -> Failure {
-    match why(&error) {
-        Some(why) => Failure::Again(why),
-        None => Failure::Broken(answered(error)),
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error.kind() {
+            ErrorKind::Conflict => Failure::Again(Why::Conflict),
+            ErrorKind::Deadlock => Failure::Again(Why::Deadlock),
+            ErrorKind::LeaseLost => Failure::Again(Why::Lease),
+            _ => Failure::Broken(answered(error)),
+        }
     }
 }

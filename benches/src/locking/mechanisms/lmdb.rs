@@ -4,7 +4,7 @@ use heed::{Env, RwTxn};
 
 use super::{Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
-use crate::read::lmdb::{Items, answered, create, open, version};
+use crate::read::lmdb::{Items, answered, open, version};
 
 /// The mechanism.
 #[derive(Debug)]
@@ -22,10 +22,6 @@ impl Mechanism for Lmdb {
 
     fn version(&self) -> Result<String, String> {
         Ok(version())
-    }
-
-    fn create(&self, store: Store<'_>) -> Result<(), BenchError> {
-        create(store.place, store.item_bytes()).map(drop).map_err(answered)
     }
 
     fn open(&self, store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {

@@ -112,10 +112,23 @@ impl From<BenchError> for Failure {
     }
 }
 
+/// What sees the keys of a transaction and what is under them.
+pub(super) type SeeKey<'a> = &'a mut dyn FnMut(Key<'_>, Option<&[u8]>) -> Result<(), Failure>;
+
 /// Within one transaction.
 pub(super) trait Inside {
     /// Reads a value into a buffer that is used again: whether there is one.
     fn read(&mut self, key: Key<'_>, value: &mut Vec<u8>) -> Result<bool, Failure>;
+
+    /// Reads several; for those who have a call for that.
+    fn read_all(&mut self, keys: &[Key<'_>], see: SeeKey<'_>) -> Result<(), Failure> {
+        let mut value = Vec::new();
+        for &key in keys {
+            let is_there = self.read(key, &mut value)?;
+            see(key, is_there.then_some(&value))?;
+        }
+        Ok(())
+    }
 
     /// Writes a value.
     fn write(&mut self, key: Key<'_>, value: &[u8]) -> Result<(), Failure>;

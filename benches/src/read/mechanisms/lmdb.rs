@@ -43,23 +43,20 @@ fn open_env(dir: &Path, bytes: usize) -> heed::Result<&'static Env> {
     Ok(Box::leak(Box::new(env)))
 }
 
-/// Makes the database in a fresh directory.
-pub(crate) fn create(dir: &Path, bytes: usize) -> heed::Result<(&'static Env, Items)> {
-    let env = open_env(dir, bytes)?;
-    let made = env.create_databases_and_commit(env.write_txn()?, |dbo, txn| {
-        dbo.create_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
-    });
-    Ok((env, made?.unwrap_commit()))
-}
-
-/// Opens what [`create`] made.
+/// Opens the directory with its database, which the first one makes.
 pub(crate) fn open(dir: &Path, bytes: usize) -> heed::Result<(&'static Env, Items)> {
     let env = open_env(dir, bytes)?;
     let opened = env.open_databases_and_commit(env.read_txn()?, |dbo, txn| {
         dbo.open_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
     });
     let items: Option<Items> = opened?.unwrap_commit();
-    Ok((env, items.ok_or(heed::Error::Mdb(heed::MdbError::NotFound))?))
+    if let Some(items) = items {
+        return Ok((env, items));
+    }
+    let made = env.create_databases_and_commit(env.write_txn()?, |dbo, txn| {
+        dbo.create_database(txn, None).map(CommitOrAbort::<_, ()>::Commit)
+    });
+    Ok((env, made?.unwrap_commit()))
 }
 
 fn item_bytes(spec: &ReadSpec) -> usize {
@@ -69,7 +66,7 @@ fn item_bytes(spec: &ReadSpec) -> usize {
 /// Puts all items, in order.
 pub(super) fn fill(spec: &ReadSpec) -> Result<(), BenchError> {
     let fill = || {
-        let (env, items) = create(&spec.place, item_bytes(spec))?;
+        let (env, items) = open(&spec.place, item_bytes(spec))?;
         let mut txn = env.write_txn()?;
         for (key, value) in spec.items() {
             items.put_with_flags(&mut txn, PutFlags::APPEND, &key, &value)?;
