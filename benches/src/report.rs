@@ -138,8 +138,10 @@ pub(crate) fn thousands(number: f64) -> String {
         format!("{:.2} M", number / 1e6)
     } else if number >= 1e4 {
         format!("{:.0} k", number / 1e3)
-    } else {
+    } else if number >= 1e3 {
         format!("{:.1} k", number / 1e3)
+    } else {
+        format!("{number:.0}")
     }
 }
 

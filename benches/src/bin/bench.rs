@@ -104,7 +104,7 @@ impl Options {
 struct LockingOptions {
     #[command(flatten)]
     common: Options,
-    /// Runs the matrix and long trials, which takes about an hour
+    /// Runs the matrix and long trials, which takes more than half an hour
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// What is run: default, etoys, or a TOML file of cells

@@ -29,6 +29,10 @@ use crate::BenchError;
 use crate::machine::Machine;
 use crate::peers::Places;
 
+/// The trials, as `--only` calls them.
+const STOPPED: &str = "stopped";
+const SURVIVORS: &str = "survivors";
+
 /// What is asked for.
 #[derive(Debug)]
 pub struct Order<'a> {
@@ -57,7 +61,8 @@ pub fn run(order: &Order<'_>) -> Result<Report, BenchError> {
     let machine = Machine::look();
     let names: Vec<&str> = mechanisms::ALL.iter().map(|mechanism| mechanism.name()).collect();
     refuse_unknown("mechanism", order.mechanisms, &names)?;
-    let cells: Vec<&str> = order.plan.cells.iter().map(|cell| cell.name.as_str()).collect();
+    let cells = order.plan.cells.iter().map(|cell| cell.name.as_str());
+    let cells: Vec<&str> = cells.chain(order.plan.trials.iter().flat_map(|_| [STOPPED, SURVIVORS])).collect();
     refuse_unknown("load", order.only, &cells)?;
     let is_wanted = |wanted: &[String], name: &str| wanted.is_empty() || wanted.iter().any(|one| one == name);
     let mut lab = Lab {
@@ -84,10 +89,10 @@ pub fn run(order: &Order<'_>) -> Result<Report, BenchError> {
         lab.forget_skipped();
         outcomes.push(lab.run(&order.plan, cell)?);
     }
-    let trials = order.plan.trials.filter(|_| order.only.is_empty());
-    let stopped = trials.map_or(Ok(Vec::new()), |trials| trials::stop(&mut lab, trials))?;
+    let trials = |name| order.plan.trials.filter(|_| is_wanted(order.only, name));
+    let stopped = trials(STOPPED).map_or(Ok(Vec::new()), |trials| trials::stop(&mut lab, trials))?;
     lab.hosts.clear();
-    let survivals = trials.map_or(Ok(Vec::new()), |trials| trials::storm(&lab, trials))?;
+    let survivals = trials(SURVIVORS).map_or(Ok(Vec::new()), |trials| trials::storm(&lab, trials))?;
     Ok(Report {
         bench: "locking",
         command: order.command.clone(),

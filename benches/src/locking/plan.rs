@@ -155,6 +155,8 @@ pub enum Extent {
 pub struct Plan {
     /// Its name, or the file it came from.
     pub profile: String,
+    /// How much of it.
+    pub extent: Extent,
     /// The loads.
     pub cells: Vec<Cell>,
     /// Rounds of each.
@@ -185,10 +187,10 @@ struct Written {
 }
 
 impl Plan {
-    /// How often a cell is run: once where it is no part of a goal.
+    /// How often a cell is run: where time is short, once if it is no part of a goal.
     pub(super) fn rounds_of(&self, cell: &Cell) -> usize {
         let is_more = self.profile != "default" || FIRST.contains(&cell.name.as_str());
-        if is_more { self.rounds } else { 1 }
+        if is_more || self.extent == Extent::Full { self.rounds } else { 1 }
     }
 
     /// By name, or from a file.
@@ -207,12 +209,12 @@ impl Plan {
         let ms = Duration::from_millis;
         let seconds = Duration::from_secs;
         let (rounds, warm_up, time, storm, stop) = match extent {
-            Extent::Quick => (1, ms(60), ms(220), ms(600), seconds(1)),
+            Extent::Quick => (1, ms(50), ms(180), ms(600), seconds(1)),
             Extent::Default => (3, ms(80), ms(280), ms(1_200), seconds(3)),
             Extent::Full => (3, ms(200), ms(600), seconds(30), seconds(10)),
         };
         let trials = (profile == "default").then_some(Trials { storm, stop });
-        Ok(Plan { profile: profile.to_owned(), cells, rounds, warm_up, time, trials })
+        Ok(Plan { profile: profile.to_owned(), extent, cells, rounds, warm_up, time, trials })
     }
 }
 

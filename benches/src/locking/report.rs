@@ -258,9 +258,7 @@ pub(super) fn survival_cells(one: &Survival) -> Vec<String> {
         count(|left| left.torn),
         count(|left| left.lost),
         one.recovered.as_ref().map_or_else(String::new, |fresh| match fresh.left() {
-            Some(left) if !left.is_whole() => {
-                format!("{} ({} torn, {} lost)", fresh.word(), left.torn, left.lost)
-            }
+            Some(left) if !left.is_whole() => format!("{} ({})", fresh.word(), left.words()),
             Some(_) | None => fresh.word().to_owned(),
         }),
     ]
@@ -302,7 +300,7 @@ fn class_cells(row: &Row, class: Class) -> Option<Vec<String>> {
     Some(vec![
         row.mechanism.to_owned(),
         class.name().to_owned(),
-        if per_s < 100.0 { format!("{per_s:.1}") } else { thousands(per_s) },
+        thousands(per_s),
         us(|it| it.latency.us_p50),
         us(|it| it.latency.us_p99),
         us(|it| it.latency.us_p999),

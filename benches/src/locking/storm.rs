@@ -18,8 +18,8 @@ use crate::client::failed;
 
 /// Keys below this belong to one process each.
 pub(super) const OWN_KEYS: u64 = 64;
-/// Groups of keys behind those.
-const GROUPS: u64 = 20;
+/// Groups of keys behind those: so many that a torn one is seldom written again before it is found.
+const GROUPS: u64 = 1_900;
 const KEYS_A_GROUP: u64 = 5;
 /// How long a transaction thinks, so that some are killed inside it.
 const THINK: Duration = Duration::from_micros(500);
@@ -94,6 +94,15 @@ impl Left {
     pub fn is_whole(&self) -> bool {
         *self == Left::default()
     }
+
+    /// What is amiss, in words.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Left { wrong, missing, torn, lost } = self;
+        let all = [(wrong, "wrong"), (missing, "missing"), (torn, "torn"), (lost, "lost")];
+        let amiss = all.iter().filter(|(count, _)| **count > 0);
+        amiss.map(|(count, what)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// Looks at everything, then writes and does a transaction: a store that can only be read does not work.
@@ -115,8 +124,11 @@ pub(super) fn inspect(mut at_work: AtWork<'_>, acks: &Path) -> Result<Left, Benc
         }
         Ok(())
     })?;
-    left.missing = stamps.iter().filter(|stamp| stamp.is_none()).count() as u64;
     let groups_end = OWN_KEYS + GROUPS * KEYS_A_GROUP;
+    if groups_end > keys {
+        return Err(failed(format!("a storm needs {groups_end} keys, there are {keys}")));
+    }
+    left.missing = stamps.iter().filter(|stamp| stamp.is_none()).count() as u64;
     let groups = stamps[OWN_KEYS as usize..groups_end as usize].chunks(KEYS_A_GROUP as usize);
     left.torn = groups.filter(|group| group.iter().any(|stamp| stamp != &group[0])).count() as u64;
     // Nobody writes these.
@@ -132,5 +144,5 @@ pub(super) fn inspect(mut at_work: AtWork<'_>, acks: &Path) -> Result<Left, Benc
     at_work.write(&drawn(0))?;
     at_work.transact(&[drawn(1), drawn(2)], Duration::ZERO)?;
     at_work.read()?;
-    if groups_end > keys { Err(failed("too few keys for a storm")) } else { Ok(left) }
+    Ok(left)
 }

@@ -101,7 +101,7 @@ pub struct Survival {
 }
 
 /// The load of the trials: small, so that the processes get in each other's way.
-fn cell(keys: u64) -> Cell {
+fn cell() -> Cell {
     Cell {
         name: "trial".to_owned(),
         writes_percent: 25.0,
@@ -110,14 +110,13 @@ fn cell(keys: u64) -> Cell {
         // The first key has a third of all draws: whoever holds it is met.
         zipf: Some(1.3),
         processes: 4,
-        keys,
         ..Cell::default()
     }
 }
 
 /// Stops one process of each mechanism, all at the same time: hardly any of them does anything meanwhile.
 pub(super) fn stop(lab: &mut Lab<'_>, trials: Trials) -> Result<Vec<Stopped>, BenchError> {
-    let cell = cell(Cell::default().keys);
+    let cell = cell();
     lab.prepare(&cell)?;
     for server in lab.hosts.iter().filter_map(Host::server) {
         server.resume()?;
@@ -210,8 +209,7 @@ fn storm_one(
     seed: u64,
     time: Duration,
 ) -> Result<Survival, String> {
-    const KEYS: u64 = 2_000;
-    let cell = Cell { pause_ms: 0.0, ..cell(KEYS) };
+    let cell = Cell { pause_ms: 0.0, ..cell() };
     let host = Host::prepare(mechanism, &cell, places)?;
     let acks = TempDir::new_in(&places.dir).map_err(|error| error.to_string())?;
     let spec = |index| host.spec(&cell, seed, index, Role::Storm(acks.path().to_owned()));

@@ -6,6 +6,10 @@ use super::{Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
 use crate::read::lmdb::{Items, answered, open, version};
 
+/// The file may grow to four times this: pages that a reader may still see are not used again, and the process that
+/// reads may wait for its processor meanwhile.
+const ROOM_BYTES_MIN: usize = 512 << 20;
+
 /// The mechanism.
 #[derive(Debug)]
 pub(in crate::locking) struct Lmdb;
@@ -25,7 +29,7 @@ impl Mechanism for Lmdb {
     }
 
     fn open(&self, store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {
-        let (env, items) = open(store.place, store.item_bytes()).map_err(answered)?;
+        let (env, items) = open(store.place, store.item_bytes().max(ROOM_BYTES_MIN)).map_err(answered)?;
         Ok(Box::new(Opened { env, items }))
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct Slots {
 
 impl Form {
     pub(super) fn of(store: Store<'_>) -> Form {
-        Form { slots: store.keys * 2, slot_bytes: HEAD_BYTES + store.shape.value_bytes as usize }
+        Form { slots: store.keys * 3 / 2, slot_bytes: HEAD_BYTES + store.shape.value_bytes as usize }
     }
 
     /// Makes an empty file.
