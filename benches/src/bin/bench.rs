@@ -107,8 +107,18 @@ struct LockingOptions {
     /// Runs the matrix and long trials, which takes more than half an hour
     #[arg(long, conflicts_with = "quick")]
     full: bool,
-    /// What is run: default, etoys, or a TOML file of cells
-    #[arg(long, default_value = "default", value_name = "NAME|FILE")]
+    /// What is run: default, etoys, or a TOML file of loads, each like
+    ///
+    /// [[cell]]
+    /// name = "mine"
+    /// writes_percent = 5
+    /// transactions_percent = 1
+    /// keys_a_transaction = 5
+    /// think_ms = 2.0
+    /// zipf = 0.99
+    ///
+    /// and if need be pause_ms, keys, value_bytes, processes, scanners, scan_rest_ms
+    #[arg(long, default_value = "default", value_name = "NAME|FILE", verbatim_doc_comment)]
     profile: String,
     /// Runs only these mechanisms, for example "kvd key,lmdb"
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]

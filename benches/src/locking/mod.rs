@@ -98,7 +98,7 @@ pub fn run(order: &Order<'_>) -> Result<Report, BenchError> {
         command: order.command.clone(),
         machine,
         profile: order.plan.profile.clone(),
-        settings: lab.mechanisms.iter().map(|one| (one.name(), one.settings())).collect(),
+        settings: lab.mechanisms.iter().map(|one| (one.name(), one.about().settings)).collect(),
         versions,
         skipped: lab.skipped,
         goals: report::goals(&outcomes),

@@ -2,37 +2,36 @@
 //!
 //! Built in with the feature `bdb` ([`crate::bdb`] calls the library); without it, says how to get it.
 
-use super::{Mechanism, Store, Worker};
+use super::{About, Mechanism, Store, Worker};
 use crate::BenchError;
 
 pub(in crate::locking) static CDS: Bdb = Bdb {
-    name: "bdb cds",
-    is_transactional: false,
-    settings: "written behind by the memory pool, no log; cache 3 times the items; one lock for the database, which a \
+    about: About {
+        name: "bdb cds",
+        settings: "written behind by the memory pool, no log; cache 3 times the items; one lock for the database, which a \
                transaction holds as a write cursor (cannot be rolled back); waits without limit",
+    },
+    is_transactional: false,
 };
 pub(in crate::locking) static TDS: Bdb = Bdb {
-    name: "bdb tds",
-    is_transactional: true,
-    settings: "DB_TXN_NOSYNC (log in shared memory, weaker than kvd's behind); cache 3 times the items; locks on pages, \
+    about: About {
+        name: "bdb tds",
+        settings: "DB_TXN_NOSYNC (log in shared memory, weaker than kvd's behind); cache 3 times the items; locks on pages, \
                DB_RMW, detector DB_LOCK_YOUNGEST at every wait; waits without limit",
+    },
+    is_transactional: true,
 };
 
 /// One of the products.
 #[derive(Debug)]
 pub(in crate::locking) struct Bdb {
-    name: &'static str,
+    about: About,
     is_transactional: bool,
-    settings: &'static str,
 }
 
 impl Mechanism for Bdb {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn settings(&self) -> &'static str {
-        self.settings
+    fn about(&self) -> About {
+        self.about
     }
 
     #[cfg(not(feature = "bdb"))]

@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use super::flock::{Hold, Lock};
-use super::slots::{FILE, Form, Slots};
-use super::{Failure, Key, Mechanism, See, Store, Work, Worker};
+use super::flock::{self, Hold};
+use super::slots::{Form, Slots};
+use super::{About, Failure, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
 
 /// The mechanism.
@@ -13,12 +13,11 @@ use crate::BenchError;
 pub(in crate::locking) struct CopyOnRead;
 
 impl Mechanism for CopyOnRead {
-    fn name(&self) -> &'static str {
-        "copy on read"
-    }
-
-    fn settings(&self) -> &'static str {
-        "as flock, but a reader holds the lock only while it copies the file, for each read anew"
+    fn about(&self) -> About {
+        About {
+            name: "copy on read",
+            settings: "as flock, but a reader holds the lock only while it copies the file, for each read anew",
+        }
     }
 
     fn version(&self) -> Result<String, String> {
@@ -31,30 +30,24 @@ impl Mechanism for CopyOnRead {
 
     fn open(&self, store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {
         let copy = store.place.join(format!("copy-{}", std::process::id()));
-        Ok(Box::new(Opened {
-            lock: Lock::open(store.place)?,
-            path: store.place.join(FILE),
-            copy,
-            form: Form::of(store),
-        }))
+        Ok(Box::new(Opened { original: flock::Opened::open(store)?, copy }))
     }
 }
 
 struct Opened {
-    lock: Lock,
-    path: PathBuf,
+    original: flock::Opened,
     copy: PathBuf,
-    form: Form,
 }
 
 impl Opened {
     /// A copy of its own, with no lock held any more.
     fn copied(&self) -> Result<Slots, Failure> {
-        self.lock.held(Hold::Shared, || {
-            std::fs::copy(&self.path, &self.copy).map_err(BenchError::io("copying the file"))?;
+        let flock::Opened { lock, path, form } = &self.original;
+        lock.held(Hold::Shared, || {
+            std::fs::copy(path, &self.copy).map_err(BenchError::io("copying the file"))?;
             Ok(())
         })?;
-        Ok(self.form.open(&self.copy)?)
+        Ok(form.open(&self.copy)?)
     }
 }
 
@@ -64,11 +57,11 @@ impl Worker for Opened {
     }
 
     fn write(&mut self, key: Key<'_>, value: &[u8]) -> Result<(), Failure> {
-        self.lock.held(Hold::Exclusive, || Ok(self.form.open(&self.path)?.put(key.text, value)?))
+        self.original.write(key, value)
     }
 
     fn transact(&mut self, work: Work<'_>) -> Result<(), Failure> {
-        self.lock.held(Hold::Exclusive, || work(&mut self.form.open(&self.path)?))
+        self.original.transact(work)
     }
 
     fn scan(&mut self, see: See<'_>) -> Result<(), Failure> {

@@ -4,10 +4,10 @@
 //! is never replaced.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::slots::{FILE, Form, Slots};
-use super::{Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
+use super::{About, Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
 
 /// The mechanism.
@@ -15,13 +15,12 @@ use crate::BenchError;
 pub(in crate::locking) struct Flock;
 
 impl Mechanism for Flock {
-    fn name(&self) -> &'static str {
-        "flock"
-    }
-
-    fn settings(&self) -> &'static str {
-        "not synced, page cache of the system; flock on a file beside it, shared or exclusive, the database opened after \
-         the lock; no rollback; waits without limit"
+    fn about(&self) -> About {
+        About {
+            name: "flock",
+            settings: "not synced, page cache of the system; flock on a file beside it, shared or exclusive, the database opened after \
+         the lock; no rollback; waits without limit",
+        }
     }
 
     fn version(&self) -> Result<String, String> {
@@ -33,11 +32,7 @@ impl Mechanism for Flock {
     }
 
     fn open(&self, store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {
-        Ok(Box::new(Opened {
-            lock: Lock::open(store.place)?,
-            path: store.place.join(FILE),
-            form: Form::of(store),
-        }))
+        Ok(Box::new(Opened::open(store)?))
     }
 }
 
@@ -53,11 +48,6 @@ pub(super) enum Hold {
 }
 
 impl Lock {
-    pub(super) fn open(dir: &Path) -> Result<Lock, BenchError> {
-        let file = File::options().create(true).truncate(false).write(true).open(dir.join("lock"));
-        file.map(Lock).map_err(BenchError::io("opening a lock file"))
-    }
-
     /// Holds it for as long as this takes.
     pub(super) fn held<T>(&self, hold: Hold, act: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
         let locked = match hold {
@@ -71,10 +61,20 @@ impl Lock {
     }
 }
 
-struct Opened {
-    lock: Lock,
-    path: PathBuf,
-    form: Form,
+/// The file and its lock.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) lock: Lock,
+    pub(super) path: PathBuf,
+    pub(super) form: Form,
+}
+
+impl Opened {
+    pub(super) fn open(store: Store<'_>) -> Result<Opened, BenchError> {
+        let lock = File::options().create(true).truncate(false).write(true).open(store.place.join("lock"));
+        let lock = lock.map(Lock).map_err(BenchError::io("opening a lock file"))?;
+        Ok(Opened { lock, path: store.place.join(FILE), form: Form::of(store) })
+    }
 }
 
 impl Worker for Opened {

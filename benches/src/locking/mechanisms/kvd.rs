@@ -5,7 +5,7 @@ use std::time::Duration;
 use kv_client::blocking::{Cache, Client, Transaction};
 use kv_client::{Error, ErrorKind};
 
-use super::{Failure, Inside, Key, Mechanism, See, SeeKey, Store, Why, Work, Worker};
+use super::{About, Failure, Inside, Key, Mechanism, See, SeeKey, Store, Why, Work, Worker};
 use crate::BenchError;
 use crate::protocol::CACHE;
 use crate::read::kvd::{answered, attached};
@@ -14,37 +14,38 @@ use crate::read::kvd::{answered, attached};
 const OP_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(in crate::locking) static DATABASE: Kvd = Kvd {
-    name: "kvd database",
-    locking: "database",
-    settings: "durability behind (acknowledged from memory, on disk 1 s later), 256 MiB; one lock for writing \
+    about: About {
+        name: "kvd database",
+        settings: "durability behind (acknowledged from memory, on disk 1 s later), 256 MiB; one lock for writing \
                transactions, FIFO; a silent holder loses it after 50 ms",
+    },
+    locking: "database",
 };
 pub(in crate::locking) static KEY: Kvd = Kvd {
-    name: "kvd key",
+    about: About {
+        name: "kvd key",
+        settings: "as kvd database; locks on keys, the youngest goes at a deadlock and keeps its age",
+    },
     locking: "key",
-    settings: "as kvd database; locks on keys, the youngest goes at a deadlock and keeps its age",
 };
 pub(in crate::locking) static OPTIMISTIC: Kvd = Kvd {
-    name: "kvd optimistic",
+    about: About {
+        name: "kvd optimistic",
+        settings: "as kvd database; no locks, reads are checked at commit, after 5 conflicts under the database lock",
+    },
     locking: "optimistic",
-    settings: "as kvd database; no locks, reads are checked at commit, after 5 conflicts under the database lock",
 };
 
 /// One of the modes.
 #[derive(Debug)]
 pub(in crate::locking) struct Kvd {
-    name: &'static str,
+    about: About,
     locking: &'static str,
-    settings: &'static str,
 }
 
 impl Mechanism for Kvd {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn settings(&self) -> &'static str {
-        self.settings
+    fn about(&self) -> About {
+        self.about
     }
 
     fn version(&self) -> Result<String, String> {

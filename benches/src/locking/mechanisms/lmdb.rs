@@ -2,7 +2,7 @@
 
 use heed::{Env, RwTxn};
 
-use super::{Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
+use super::{About, Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
 use crate::read::lmdb::{Items, answered, open, version};
 
@@ -15,13 +15,12 @@ const ROOM_BYTES_MIN: usize = 512 << 20;
 pub(in crate::locking) struct Lmdb;
 
 impl Mechanism for Lmdb {
-    fn name(&self) -> &'static str {
-        "lmdb"
-    }
-
-    fn settings(&self) -> &'static str {
-        "MDB_NOSYNC (survives a killed process, not a power loss), page cache of the system; one writer at a time, waits \
-         without limit"
+    fn about(&self) -> About {
+        About {
+            name: "lmdb",
+            settings: "MDB_NOSYNC (survives a killed process, not a power loss), page cache of the system; one writer at a time, waits \
+         without limit",
+        }
     }
 
     fn version(&self) -> Result<String, String> {

@@ -59,13 +59,24 @@ impl Store<'_> {
     }
 }
 
+/// What a reader of the tables has to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    /// What tables call it.
+    pub(super) name: &'static str,
+    /// How it is set: durability, memory, who goes at a deadlock, how long it waits.
+    pub(super) settings: &'static str,
+}
+
 /// A way for processes to share items.
 pub(super) trait Mechanism: Sync {
-    /// What tables call it.
-    fn name(&self) -> &'static str;
+    /// What a reader of the tables has to know.
+    fn about(&self) -> About;
 
-    /// How it is set: durability, memory, who goes at a deadlock, how long it waits.
-    fn settings(&self) -> &'static str;
+    /// What tables call it.
+    fn name(&self) -> &'static str {
+        self.about().name
+    }
 
     /// Its version, or why it cannot be run and how to get it.
     fn version(&self) -> Result<String, String>;

@@ -11,7 +11,7 @@ use redb::{
     Table, TableDefinition,
 };
 
-use super::{Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
+use super::{About, Failure, Inside, Key, Mechanism, See, Store, Work, Worker};
 use crate::BenchError;
 use crate::clock::sleep;
 
@@ -21,33 +21,32 @@ const CACHE_BYTES: usize = 64 << 20;
 const POLL_INTERVAL: Duration = Duration::from_micros(500);
 
 pub(in crate::locking) static SINGLE_WRITER: Redb = Redb {
-    name: "redb single",
-    mode: ConcurrencyMode::SingleWriter,
-    settings: "every commit synced twice (these modes refuse Durability::None); cache 64 MiB a process; \
+    about: About {
+        name: "redb single",
+        settings: "every commit synced twice (these modes refuse Durability::None); cache 64 MiB a process; \
                ConcurrencyMode::SingleWriter, opened for each write, tried again after 0.5 ms when another has it",
+    },
+    mode: ConcurrencyMode::SingleWriter,
 };
 pub(in crate::locking) static MULTI_WRITER: Redb = Redb {
-    name: "redb multi",
-    mode: ConcurrencyMode::MultiWriter,
-    settings: "every commit synced twice (these modes refuse Durability::None); cache 64 MiB a process; \
+    about: About {
+        name: "redb multi",
+        settings: "every commit synced twice (these modes refuse Durability::None); cache 64 MiB a process; \
                ConcurrencyMode::MultiWriter, one write transaction at a time, waits without limit",
+    },
+    mode: ConcurrencyMode::MultiWriter,
 };
 
 /// One of the modes.
 #[derive(Debug)]
 pub(in crate::locking) struct Redb {
-    name: &'static str,
+    about: About,
     mode: ConcurrencyMode,
-    settings: &'static str,
 }
 
 impl Mechanism for Redb {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn settings(&self) -> &'static str {
-        self.settings
+    fn about(&self) -> About {
+        self.about
     }
 
     fn version(&self) -> Result<String, String> {
@@ -70,11 +69,13 @@ impl Mechanism for Redb {
             let database = builder(self.mode).open(&path).map_err(answered)?;
             return Ok(Box::new(Multi(database)));
         }
-        if store.recover {
-            // Whoever only reads refuses a file that was not closed.
-            drop(builder(self.mode).open(&path).map_err(answered)?);
-        }
-        let readable = builder(self.mode).open_read_only(&path).map_err(answered)?;
+        let readable = loop {
+            match builder(self.mode).open_read_only(&path) {
+                // Whoever only reads refuses a file whose writer was killed, until another writer has had it open.
+                Err(DatabaseError::RepairAborted) => drop(writable(&path)?),
+                other => break other.map_err(answered)?,
+            }
+        };
         Ok(Box::new(Single { readable, path }))
     }
 }
@@ -96,14 +97,12 @@ struct Single {
     path: PathBuf,
 }
 
-impl Single {
-    /// Opens the file for writing as soon as nobody else has it so.
-    fn writable(&self) -> Result<Database, Failure> {
-        loop {
-            match builder(ConcurrencyMode::SingleWriter).open(&self.path) {
-                Err(DatabaseError::DatabaseAlreadyOpen) => sleep(POLL_INTERVAL),
-                other => return other.map_err(told),
-            }
+/// Opens the file for writing as soon as nobody else has it so.
+fn writable(path: &Path) -> Result<Database, BenchError> {
+    loop {
+        match builder(ConcurrencyMode::SingleWriter).open(path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) => sleep(POLL_INTERVAL),
+            other => return other.map_err(answered),
         }
     }
 }
@@ -132,11 +131,11 @@ impl Worker for Single {
     }
 
     fn write(&mut self, key: Key<'_>, value: &[u8]) -> Result<(), Failure> {
-        transact(&self.writable()?, &mut |inside| inside.write(key, value))
+        transact(&writable(&self.path)?, &mut |inside| inside.write(key, value))
     }
 
     fn transact(&mut self, work: Work<'_>) -> Result<(), Failure> {
-        transact(&self.writable()?, work)
+        transact(&writable(&self.path)?, work)
     }
 
     fn scan(&mut self, see: See<'_>) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
-use super::{Failure, Inside, Key, Mechanism, See, Store, Why, Work, Worker};
+use super::{About, Failure, Inside, Key, Mechanism, See, Store, Why, Work, Worker};
 use crate::BenchError;
 
 /// How long it waits for the write lock before it says that the database is busy.
@@ -18,13 +18,12 @@ const PUT: &str = "INSERT OR REPLACE INTO items (key, value) VALUES (?1, ?2)";
 pub(in crate::locking) struct Sqlite;
 
 impl Mechanism for Sqlite {
-    fn name(&self) -> &'static str {
-        "sqlite wal"
-    }
-
-    fn settings(&self) -> &'static str {
-        "journal_mode=WAL, synchronous=OFF (survives a killed process, not a power loss), cache 64 MiB a process; \
-         transactions BEGIN IMMEDIATE, busy_timeout 5 s (polls)"
+    fn about(&self) -> About {
+        About {
+            name: "sqlite wal",
+            settings: "journal_mode=WAL, synchronous=OFF (survives a killed process, not a power loss), cache 64 MiB a process; \
+         transactions BEGIN IMMEDIATE, busy_timeout 5 s (polls)",
+        }
     }
 
     fn version(&self) -> Result<String, String> {
