@@ -3,7 +3,7 @@
 //! Called by `bin/bench`. A bar is the median, a dot is one round: so the spread can be seen.
 
 use crate::fleet::Latency;
-use crate::report::{Reached, Report, microseconds, rate};
+use crate::report::{Reached, Report, microseconds, rate, thousands};
 use crate::rounds::{Outcome, Row};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -111,13 +111,13 @@ pub(crate) fn bars(bars: &[Bar<'_>], scale: Scale) -> String {
     let (low, high) = (lowest.log10().floor(), highest.log10().ceil());
     let share = |number: f64| match scale {
         Scale::Linear => number / highest,
-        Scale::Powers => ((number.max(lowest).log10() - low) / (high - low).max(1.0)).max(0.0),
+        Scale::Powers => ((number.max(lowest / 10.0).log10() - low) / (high - low).max(1.0)).max(0.0),
     };
     let x = |number: f64| LABEL_PX + share(number) * PLOT_PX;
     let bottom = ROW_PX * bars.len() as f64;
     let mut out = match scale {
         Scale::Linear => svg(bottom),
-        Scale::Powers => svg(bottom + ROW_PX) + &powers(low, high, bottom, x, ""),
+        Scale::Powers => svg(bottom + ROW_PX) + &powers(low, high, bottom, x, thousands),
     };
     for (index, bar) in bars.iter().enumerate() {
         let middle = ROW_PX * (index as f64 + 0.5);
@@ -144,15 +144,26 @@ fn svg(height: f64) -> String {
     format!("<svg viewBox=\"0 0 {width} {height:.0}\" width=\"{width}\" role=\"img\">")
 }
 
+/// A power of ten of microseconds, for people.
+fn time(us: f64) -> String {
+    if us >= 1e6 {
+        format!("{} s", us / 1e6)
+    } else if us >= 1e3 {
+        format!("{} ms", us / 1e3)
+    } else {
+        format!("{us} us")
+    }
+}
+
 /// Lines at powers of ten, from the `low`th to the `high`th.
-fn powers(low: f64, high: f64, bottom: f64, x: impl Fn(f64) -> f64, unit: &str) -> String {
+fn powers(low: f64, high: f64, bottom: f64, x: impl Fn(f64) -> f64, words: impl Fn(f64) -> String) -> String {
     let line = |power: i32| {
         let at = x(10f64.powi(power));
         format!(
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{bottom:.1}\" stroke=\"#ddd\"/>\
-             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}{unit}</text>",
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             bottom + 18.0,
-            10f64.powi(power)
+            words(10f64.powi(power))
         )
     };
     (low as i32..=high as i32).map(line).collect()
@@ -185,7 +196,7 @@ pub(crate) fn spans(spans: &[Span<'_>]) -> String {
     let high = all().fold(0.001, f64::max).log10().ceil().max(low + 1.0);
     let x = |us: f64| LABEL_PX + (us.max(0.001).log10() - low) / (high - low) * PLOT_PX;
     let bottom = ROW_PX * spans.len() as f64;
-    let mut out = svg(bottom + ROW_PX) + &powers(low, high, bottom, x, " us");
+    let mut out = svg(bottom + ROW_PX) + &powers(low, high, bottom, x, time);
     for (index, span) in spans.iter().enumerate() {
         let middle = ROW_PX * (index as f64 + 0.5);
         let [p50, p99, p999, max] = span.us.map(x);

@@ -141,7 +141,8 @@ pub(crate) fn thousands(number: f64) -> String {
     } else if number >= 1e3 {
         format!("{:.1} k", number / 1e3)
     } else {
-        format!("{number:.0}")
+        // One digit, for what hardly ever happens.
+        format!("{number:.*}", usize::from(number < 10.0 && number.fract() > 0.0))
     }
 }
 

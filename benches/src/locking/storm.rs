@@ -141,8 +141,9 @@ pub(super) fn inspect(mut at_work: AtWork<'_>, acks: &Path) -> Result<Left, Benc
         left.lost += u64::from(is_lost);
     }
     let drawn = |number| Drawn { text: shape.key_of(number), number };
-    at_work.write(&drawn(0))?;
-    at_work.transact(&[drawn(1), drawn(2)], Duration::ZERO)?;
+    // Keys of processes that are not there.
+    at_work.write(&drawn(OWN_KEYS - 1))?;
+    at_work.transact(&[drawn(OWN_KEYS - 2), drawn(OWN_KEYS - 3)], Duration::ZERO)?;
     at_work.read()?;
     Ok(left)
 }

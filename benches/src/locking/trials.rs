@@ -186,18 +186,27 @@ fn others(host: &Host, cell: &Cell, seed: u64, stop: Duration) -> Result<Vec<Wor
     Ok(reports.into_iter().skip(1).collect())
 }
 
-/// Kills processes of one mechanism after the other, and has a fresh one look at what is left.
+/// Kills processes of each mechanism, and has a fresh one look at what is left. A few mechanisms at a time: those that
+/// hang do nothing.
 pub(super) fn storm(lab: &Lab<'_>, trials: Trials) -> Result<Vec<Survival>, BenchError> {
+    const AT_A_TIME: usize = 3;
     let mut survivals = Vec::new();
-    for &mechanism in &lab.mechanisms {
+    let (places, seed) = (lab.places, lab.seed);
+    for some in lab.mechanisms.chunks(AT_A_TIME) {
         lab.check_interrupted()?;
-        let survival = storm_one(mechanism, lab.places, lab.seed, trials.storm);
-        match survival {
-            Ok(survival) => {
-                eprintln!("  storm {}: {}", mechanism.name(), survival.fresh.word());
-                survivals.push(survival);
+        let found = std::thread::scope(|scope| {
+            let storm = |mechanism| scope.spawn(move || storm_one(mechanism, places, seed, trials.storm));
+            let threads: Vec<_> = some.iter().copied().map(storm).collect();
+            threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Vec<_>>()
+        });
+        for (mechanism, survival) in some.iter().zip(found) {
+            match survival {
+                Ok(survival) => {
+                    eprintln!("  storm {}: {}", mechanism.name(), survival.fresh.word());
+                    survivals.push(survival);
+                }
+                Err(why) => eprintln!("  storm {}: not run: {why}", mechanism.name()),
             }
-            Err(why) => eprintln!("  storm {}: not run: {why}", mechanism.name()),
         }
     }
     Ok(survivals)
