@@ -32,6 +32,8 @@ fn process() {
         Ok("mortal") => crate::readers::mortal(),
         Ok("busy") => crate::starved::busy(),
         Ok("torn") => crate::torn::reader(),
+        Ok("historian") => crate::serial::historian(),
+        Ok("holder") => crate::transactions::holder(),
         Ok("storm") => crate::crash::storm_worker(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),

@@ -12,6 +12,7 @@
 //!
 //! std guarantees only Relaxed loads of at most 8 bytes on read-only pages: no Acquire loads, no compare-exchange here.
 
+mod arenas;
 mod control;
 mod error;
 mod ghost;
@@ -28,6 +29,7 @@ pub(crate) mod sync;
 mod words;
 mod writer;
 
+pub use arenas::share_heaps;
 pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState, Time};
 pub use error::AttachError;
 pub use hits::Hits;

@@ -23,6 +23,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// The store gets this long to be flushed and closed. It survives being left behind, but the next start then replays.
 const CLOSE_MAX: Duration = Duration::from_secs(30);
 
+/// Few enough heaps that they do not keep much, and more where many cores would wait for each other.
+const CORES_A_HEAP: usize = 4;
+
 /// Run the daemon
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -126,6 +129,8 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     let mut config = Config::load(&sources).map_err(cannot_start)?;
     config.set_aside = set_aside;
     start_log(&config)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    kv_proto::segment::share_heaps(u16::try_from(cores / CORES_A_HEAP).unwrap_or(u16::MAX).max(1));
     let mut signals =
         Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
     // What clients hold is theirs to read by descriptor only: not by ptrace or /proc/PID/mem, also not by the same user.

@@ -20,6 +20,7 @@ use crate::store::{CacheId, CacheStamps, Change};
 pub(crate) struct Made {
     pub(crate) memory: Memory,
     pub(crate) view: View,
+    pub(crate) words: Arc<Words>,
 }
 
 impl Engine {
@@ -92,7 +93,9 @@ impl Engine {
     ) -> Result<Made, Failure> {
         let side_bytes = side_bytes(config, self.config.value_bytes_max);
         let geometry = Geometry::new(config.memory_bytes - side_bytes, items);
-        self.make_of(config, geometry, fastrand::u64(..), side_bytes, stamps)
+        let made = self.make_of(config, geometry, fastrand::u64(..), side_bytes, stamps)?;
+        make_huge(&made.words);
+        Ok(made)
     }
 
     /// A segment of a given division. A cache keeps its `seed` for life: hashes are taken before the mutex is.
@@ -111,9 +114,8 @@ impl Engine {
                     format!("a segment of {} bytes cannot be made: {cause}", geometry.bytes()),
                 )
             })?;
-        make_huge(&words);
         let backed = if config.durability == Durability::Memory { Backed::Memory } else { Backed::Disk };
-        let mut writer = Writer::create(words, geometry, seed, backed, self.control.committed());
+        let mut writer = Writer::create(Arc::clone(&words), geometry, seed, backed, self.control.committed());
         let prefixes = stamps.prefixes.iter().flat_map(|(prefix, gone, stale)| {
             [(prefix.clone(), Effect::Gone, *gone), (prefix.clone(), Effect::Stale, *stale)]
         });
@@ -128,7 +130,7 @@ impl Engine {
         };
         let side = SideStore::new(side_bytes);
         let memory = Memory { writer, side, sweep: SweepCursor::default(), sweep_began: 0, swept: 0 };
-        Ok(Made { memory, view })
+        Ok(Made { memory, view, words })
     }
 
     /// Makes a cache known under `id`.
@@ -202,7 +204,7 @@ impl Engine {
 }
 
 /// Beside everything else: huge pages for a segment. Without them it is only slower.
-fn make_huge(words: &Arc<Words>) {
+pub(super) fn make_huge(words: &Arc<Words>) {
     let words = Arc::clone(words);
     let collapse = move || {
         if let Err(error) = words.collapse() {

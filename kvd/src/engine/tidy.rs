@@ -15,7 +15,7 @@ use parking_lot::MutexGuard;
 
 use super::cache::Cache;
 use super::change::{Action, Decision};
-use super::create::Made;
+use super::create::{Made, make_huge};
 use super::item::{Current, Draft};
 use super::{Engine, Session};
 use crate::store::{CacheId, Judgement, RecordView};
@@ -123,7 +123,7 @@ impl Engine {
             let memory = state.memory(cache);
             (memory.writer.seed(), memory.side.bytes_max(), memory.writer.counts().items)
         };
-        let Made { memory: mut new, view } =
+        let Made { memory: mut new, view, words } =
             self.make_of(&cache.config, geometry, seed, side_bytes, &Default::default())?;
         self.lock().memory(cache).writer.begin_move(new.writer);
         // Whoever writes faster than this copies is overtaken by the last step.
@@ -154,6 +154,9 @@ impl Engine {
             memory.writer.complete(version);
         }
         self.control.commit(version);
+        drop(state);
+        // Not before: all of it is resident then, and the other one was, too.
+        make_huge(&words);
         Ok(())
     }
 

@@ -282,9 +282,8 @@ impl Engine {
         }
         let committed = self.commit_open(session, &open, durability);
         self.lock().locks.leave(number, self.clock.instant());
-        let (changed, durable) = committed?;
-        let (version, changed) =
-            if changed.version == 0 { (open.start, 0) } else { (changed.version, changed.answer) };
+        let Changed { answer: (seen_at, changed), version, durable } = committed?;
+        let version = if version == 0 { seen_at } else { version };
         encode_into(out, &Response::Committed { version, changed });
         Ok(durable)
     }
@@ -294,7 +293,7 @@ impl Engine {
         session: &mut Session,
         open: &Transaction,
         durability: Option<Durability>,
-    ) -> Result<(Changed<u32>, Durable), Failure> {
+    ) -> Result<Changed<(Version, u32)>, Failure> {
         {
             let mut state = self.lock();
             let Some(party) = state.locks.party_mut(open.number) else { return Err(ended(open.number)) };
@@ -328,12 +327,12 @@ impl Engine {
             }
             let actions: Vec<Action<'static>> = touches.iter().map(|touch| touch.action()).collect();
             let changed = actions.iter().filter(|action| **action != Action::Keep).count();
-            Ok(Decision { answer: changed as u32, actions })
+            // What it has read is true now, and in a snapshot it was when that began.
+            let seen_at = if open.read_only { open.start } else { self.control.committed() };
+            Ok(Decision { answer: (seen_at, changed as u32), actions })
         };
         let passage = Passage::of_transaction(self, open.number);
-        let changed = self.change_by(passage, session, &targets, wish, decide)?;
-        let durable = changed.durable;
-        Ok((changed, durable))
+        self.change_by(passage, session, &targets, wish, decide)
     }
 
     /// What a transaction sees of a key: its own write, what it has seen before, or what is there.
