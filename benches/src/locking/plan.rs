@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::value::{VALUE_BYTES_MIN, WORD_BYTES};
+use super::worker::Class;
 use crate::BenchError;
 use crate::protocol::Shape;
 use crate::read::Pick;
@@ -107,6 +108,16 @@ impl Cell {
         }
         let skew = self.zipf.map_or_else(|| "uniform".to_owned(), |exponent| format!("Zipf {exponent}"));
         what + &format!("; {} keys ({skew}), values of {} bytes", self.keys, self.value_bytes)
+    }
+
+    /// Whether operations of this class are asked for.
+    pub(super) fn has(&self, class: Class) -> bool {
+        let changes_percent = self.writes_percent + self.transactions_percent;
+        match class {
+            Class::Reader => changes_percent < 100.0,
+            Class::Writer => changes_percent > 0.0,
+            Class::Scanner => self.scanners > 0,
+        }
     }
 
     /// Refuses what no machine should be asked for.
@@ -210,7 +221,7 @@ impl Plan {
         let seconds = Duration::from_secs;
         let (rounds, warm_up, time, storm, stop) = match extent {
             Extent::Quick => (1, ms(50), ms(180), ms(600), seconds(1)),
-            Extent::Default => (3, ms(80), ms(280), ms(1_200), seconds(3)),
+            Extent::Default => (3, ms(100), ms(340), ms(1_200), seconds(3)),
             Extent::Full => (3, ms(200), ms(600), seconds(30), seconds(10)),
         };
         let trials = (profile == "default").then_some(Trials { storm, stop });

@@ -281,23 +281,22 @@ fn by_class(outcome: &Outcome) -> String {
         "retries",
     ];
     let mut rows = Vec::new();
-    for class in Class::ALL {
-        for row in &outcome.rows {
-            if let Some(cells) = class_cells(row, class) {
-                rows.push(cells);
-            }
-        }
+    for class in Class::ALL.into_iter().filter(|class| outcome.cell.has(*class)) {
+        rows.extend(
+            outcome.rows.iter().filter(|row| !row.runs.is_empty()).map(|row| class_cells(row, class)),
+        );
     }
     markdown(header, rows).to_string()
 }
 
-fn class_cells(row: &Row, class: Class) -> Option<Vec<String>> {
+fn class_cells(row: &Row, class: Class) -> Vec<String> {
     let median = |of: fn(&ClassFigures) -> f64| row.median(|figures| figures.class(class).map(of));
     let us = |of| median(of).map_or_else(String::new, microseconds);
-    let per_s = median(|it| it.per_s)?;
+    // Where no operation came to an end, all of its processes waited for others all the time.
+    let per_s = median(|it| it.per_s).unwrap_or(0.0);
     // What began again is told once for a mechanism, where most of it happens.
     let is_writer = class == Class::Writer;
-    Some(vec![
+    vec![
         row.mechanism.to_owned(),
         class.name().to_owned(),
         thousands(per_s),
@@ -314,7 +313,7 @@ fn class_cells(row: &Row, class: Class) -> Option<Vec<String>> {
         } else {
             String::new()
         },
-    ])
+    ]
 }
 
 /// Why it had to begin again, and how often.
