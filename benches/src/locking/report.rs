@@ -329,3 +329,36 @@ fn aborts(row: &Row) -> String {
         kinds.iter().filter(|(_, count)| *count > 0).map(|(kind, count)| format!("{count} {kind}")).collect();
     if told.is_empty() { "0".to_owned() } else { told.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, BEST, DATABASE, GOALS};
+    use crate::locking::{Extent, Plan};
+
+    #[test]
+    fn every_goal_names_a_load_and_mechanisms_that_are_there() {
+        let plan = Plan::of("default", Extent::Quick).expect("it is ours");
+        let is_mechanism = |name: &str| name == BEST || ALL.iter().any(|one| one.name() == name);
+        for goal in GOALS {
+            assert!(plan.cells.iter().any(|cell| cell.name == goal.workload), "{}", goal.name);
+            assert!(is_mechanism(goal.over) && is_mechanism(goal.under), "{}", goal.name);
+            assert_eq!(goal.over, DATABASE);
+        }
+    }
+
+    #[test]
+    fn runs_end_in_the_time_that_is_promised() {
+        for (extent, seconds_max) in
+            [(Extent::Quick, 50.0), (Extent::Default, 125.0), (Extent::Full, 2_700.0)]
+        {
+            let plan = Plan::of("default", extent).expect("it is ours");
+            let trials = plan.trials.expect("the default profile has them");
+            // Starting processes and stopping takes as long again as a short run; whoever hangs is waited for.
+            let run_s = (plan.warm_up + plan.time).as_secs_f64() + 0.2;
+            let runs: usize = plan.cells.iter().map(|cell| plan.rounds_of(cell)).sum();
+            let storms_s = (trials.storm.as_secs_f64() + 1.0) * ALL.len().div_ceil(3) as f64 + 10.0;
+            let seconds = run_s * (runs * ALL.len()) as f64 + storms_s + trials.stop.as_secs_f64() + 1.0;
+            assert!(seconds < seconds_max, "{extent:?} takes {seconds} s");
+        }
+    }
+}
