@@ -155,6 +155,9 @@ impl Report {
 
     fn first_text(&self) -> String {
         let first = self.first();
+        if first.is_empty() {
+            return String::new();
+        }
         let mut header = vec!["operations/s".to_owned()];
         header.extend(first.iter().map(|outcome| outcome.cell.name.clone()));
         let mechanisms = first.first().map_or(&[][..], |outcome| &outcome.rows);

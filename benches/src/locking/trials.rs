@@ -160,17 +160,20 @@ fn others(host: &Host, cell: &Cell, seed: u64, stop: Duration) -> Result<Vec<Wor
     const STOPPING: Duration = Duration::from_secs(3);
     /// How long everybody goes on afterwards.
     const AFTERWARDS: Duration = Duration::from_millis(500);
-    let role = |index| if index == 0 { Role::Stopped } else { Role::Mixed };
+    // Whoever waits does nothing else: so one only reads, one only writes, and their waits do not hide each other.
+    let reader = Cell { writes_percent: 0.0, transactions_percent: 0.0, ..cell.clone() };
+    let writer = Cell { writes_percent: 50.0, transactions_percent: 50.0, ..cell.clone() };
+    let all = [(cell, Role::Stopped), (&reader, Role::Mixed), (&writer, Role::Mixed), (cell, Role::Mixed)];
     let specs: Vec<_> =
-        (0..cell.processes as u64).map(|index| host.spec(cell, seed, index, role(index))).collect();
+        (0..).zip(all).map(|(index, (cell, role))| host.spec(cell, seed, index, role)).collect();
     let mut members = assemble(&specs)?;
     let start_ns = now_ns() + 50_000_000;
-    let all = Moments {
+    let moments = Moments {
         start_ns,
         measure_ns: start_ns,
         end_ns: start_ns + (STOPPING / 10 + stop + AFTERWARDS).as_nanos() as u64,
     };
-    members.iter_mut().for_each(|member| member.tell(all));
+    members.iter_mut().for_each(|member| member.tell(moments));
     let deadline_ns = start_ns + STOPPING.as_nanos() as u64;
     while !members[0].is_stopped() {
         if now_ns() > deadline_ns {
@@ -180,7 +183,7 @@ fn others(host: &Host, cell: &Cell, seed: u64, stop: Duration) -> Result<Vec<Wor
     }
     sleep(stop);
     members[0].signal(Signal::SIGCONT);
-    let deadline_ns = all.end_ns.max(now_ns()) + REPORT_TIME_MAX.as_nanos() as u64 * 2;
+    let deadline_ns = moments.end_ns.max(now_ns()) + REPORT_TIME_MAX.as_nanos() as u64 * 2;
     let reports: Vec<WorkerReport> =
         members.iter_mut().map(|member| member.report(deadline_ns)).collect::<Result<_, _>>()?;
     Ok(reports.into_iter().skip(1).collect())

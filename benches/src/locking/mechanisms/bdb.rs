@@ -9,7 +9,7 @@ pub(in crate::locking) static CDS: Bdb = Bdb {
     about: About {
         name: "bdb cds",
         settings: "written behind by the memory pool, no log; cache 3 times the items; one lock for the database, which a \
-               transaction holds as a write cursor (cannot be rolled back); waits without limit",
+               transaction holds as a write cursor (cannot be rolled back); waits without limit; nobody runs recovery while others work",
     },
     is_transactional: false,
 };
@@ -17,7 +17,7 @@ pub(in crate::locking) static TDS: Bdb = Bdb {
     about: About {
         name: "bdb tds",
         settings: "DB_TXN_NOSYNC (log in shared memory, weaker than kvd's behind); cache 3 times the items; locks on pages, \
-               DB_RMW, detector DB_LOCK_YOUNGEST at every wait; waits without limit",
+               DB_RMW, detector DB_LOCK_YOUNGEST at every wait; waits without limit; nobody runs recovery while others work",
     },
     is_transactional: true,
 };
