@@ -176,8 +176,12 @@ impl Engine {
         let Some(waiting) = state.locks.party(number) else { return now };
         let Some(since) = waiting.waits().map(|(.., since)| *since) else { return now };
         let waiter = waiting.who.clone();
-        let mut again = now + limits::LOCK_WAIT_MAX;
-        for blocker in state.locks.waits_for(number) {
+        let blockers = state.locks.waits_for(number);
+        // Nobody tells a waiter when one that was busy falls silent, or when another has got the lock: it looks again. The first
+        // in the queue does so often; who has more before it has the more time.
+        let mut again =
+            now + limits::GRANT_UNUSED_MAX * u32::try_from(blockers.len()).unwrap_or(1_000).clamp(1, 1_000);
+        for blocker in blockers {
             let Some(party) = state.locks.party(blocker) else { continue };
             let due = match Due::of(party, since) {
                 None => continue,
