@@ -640,6 +640,26 @@ fn an_administrator_sees_and_ends_transactions() {
     }
 }
 
+/// A sliding read does not wait for a transaction that has its key; the one after the transaction extends.
+#[test]
+fn a_sliding_read_waits_for_nobody() {
+    for mode in ["database", "key"] {
+        let (home, _daemon) = serve(mode);
+        let client = Client::builder().socket(home.socket()).shared_memory(false).build().unwrap();
+        let cache = client.cache("kept");
+        cache.put("s", "anna", Duration::from_secs(10)).unwrap();
+        let mut tx = client.begin().unwrap();
+        tx.put("kept", "s", "bert", Duration::from_secs(10)).unwrap();
+        let sliding = kv_client::Sliding { below: Duration::from_secs(60), ttl: Duration::from_secs(600) };
+        assert_eq!(cache.get_sliding("s", sliding).unwrap().as_deref(), Some(&b"anna"[..]), "{mode}");
+        assert!(tx.get("kept", "s").is_ok(), "{mode}: it was in nobody's way");
+        tx.rollback().unwrap();
+        cache.get_sliding("s", sliding).unwrap();
+        let left_ms = cache.describe("s").unwrap().unwrap().expires_in_ms.unwrap();
+        assert!(left_ms > 500_000, "{mode}: {left_ms} ms are left");
+    }
+}
+
 /// Requests as the wire has them, for what the client has no method for.
 struct Raw(std::cell::RefCell<std::os::unix::net::UnixStream>);
 

@@ -10,6 +10,7 @@ use kv_proto::limits;
 use kv_proto::wire::ErrorKind;
 use parking_lot::MutexGuard;
 
+use super::cache::Cache;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
 
@@ -121,6 +122,13 @@ impl Drop for Passage<'_> {
 }
 
 impl Engine {
+    /// Whether a plain write of this key would have to wait for a transaction just now.
+    pub(super) fn is_in_the_way(&self, cache: &Cache, key: &[u8]) -> bool {
+        let state = self.lock();
+        !state.locks.is_idle()
+            && !state.locks.are_free(&self.locking.to_write_plainly(cache.touched(Some(key))))
+    }
+
     /// Takes locks one after the other, waiting where need be; gives the mutex away meanwhile.
     ///
     /// On failure those it got stay with the party, which its caller ends or keeps.
