@@ -7,6 +7,7 @@ mod architecture;
 mod churn;
 mod crash;
 mod demo;
+mod fair;
 mod hostile;
 mod intruder;
 mod life;

@@ -32,6 +32,7 @@ fn process() {
         Ok("mortal") => crate::readers::mortal(),
         Ok("busy") => crate::starved::busy(),
         Ok("torn") => crate::torn::reader(),
+        Ok("fair") => crate::fair::part(),
         Ok("historian") => crate::serial::historian(),
         Ok("holder") => crate::transactions::holder(),
         Ok("storm") => crate::crash::storm_worker(),

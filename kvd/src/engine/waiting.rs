@@ -10,6 +10,7 @@ use kv_proto::limits;
 use kv_proto::wire::ErrorKind;
 use parking_lot::MutexGuard;
 
+use super::cache::Cache;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
 
@@ -121,6 +122,13 @@ impl Drop for Passage<'_> {
 }
 
 impl Engine {
+    /// Whether a plain write of this key would have to wait for a transaction just now.
+    pub(super) fn is_in_the_way(&self, cache: &Cache, key: &[u8]) -> bool {
+        let state = self.lock();
+        !state.locks.is_idle()
+            && !state.locks.are_free(&self.locking.to_write_plainly(cache.touched(Some(key))))
+    }
+
     /// Takes locks one after the other, waiting where need be; gives the mutex away meanwhile.
     ///
     /// On failure those it got stay with the party, which its caller ends or keeps.
@@ -176,8 +184,12 @@ impl Engine {
         let Some(waiting) = state.locks.party(number) else { return now };
         let Some(since) = waiting.waits().map(|(.., since)| *since) else { return now };
         let waiter = waiting.who.clone();
-        let mut again = now + limits::LOCK_WAIT_MAX;
-        for blocker in state.locks.waits_for(number) {
+        let blockers = state.locks.waits_for(number);
+        // Nobody tells a waiter when one that was busy falls silent, or when another has got the lock: it looks again. The first
+        // in the queue does so often; who has more before it has the more time.
+        let mut again =
+            now + limits::GRANT_UNUSED_MAX * u32::try_from(blockers.len()).unwrap_or(1_000).clamp(1, 1_000);
+        for blocker in blockers {
             let Some(party) = state.locks.party(blocker) else { continue };
             let due = match Due::of(party, since) {
                 None => continue,

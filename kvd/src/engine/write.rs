@@ -161,6 +161,10 @@ impl Engine {
         check_key(key)?;
         check_ttl("sliding ttl", sliding.ttl_ms)?;
         self.get(session, cache, key, shape, out)?;
+        if session.transaction.is_none() && self.is_in_the_way(cache, key) {
+            // A read waits for nobody: the next one extends.
+            return Ok(None);
+        }
         let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, now| {
             let action = match &looks[0] {
                 Some(item) if self.slides(cache, key, item, sliding, now) => {
