@@ -45,8 +45,10 @@ impl Mechanism for Bdb {
     }
 
     #[cfg(not(feature = "bdb"))]
-    fn open(&self, _store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {
-        let what = format!("transactional: {}; {}", self.is_transactional, crate::read::BDB_ABSENT);
+    fn open(&self, store: Store<'_>) -> Result<Box<dyn Worker>, BenchError> {
+        let (transactional, recover) = (self.is_transactional, store.recover);
+        let why = crate::read::BDB_ABSENT;
+        let what = format!("that it cannot open (transactional: {transactional}, recover: {recover}): {why}");
         Err(BenchError::Answer { server: "Berkeley DB", what })
     }
 
