@@ -444,7 +444,9 @@ fn a_dead_stopped_or_silent_holder_is_out_of_the_way_at_once() {
     let homes = ["database", "key"].map(serve);
     let clients = [0, 1].map(|mode| homes[mode].0.client());
     // A put before, so that a connection is open and the cache is mapped.
-    clients.iter().for_each(|client| drop(put_time(client)));
+    for client in &clients {
+        put_time(client);
+    }
     let mut longest: HashMap<&str, Duration> = HashMap::new();
     for number in 0..count {
         let (home, client) = (&homes[number % 2].0, &clients[number % 2]);
@@ -641,6 +643,92 @@ fn an_administrator_sees_and_ends_transactions() {
         let again = home.kvd(&["rollback", &open.number().to_string()]);
         assert_eq!(again.status.code(), Some(1), "{mode}: it is not open any more");
     }
+}
+
+/// One that lost the database for not using it has it back before it does anything, however often it waits in vain (here for
+/// less than the silence that would end the other).
+#[test]
+fn a_grant_that_was_taken_back_is_waited_for_again_and_again() {
+    let (home, _daemon) = serve("database");
+    let client = home.client();
+    let brief = client.with_op_timeout(Duration::from_millis(40));
+    let mut idle = brief.begin().unwrap();
+    let mut other = client.begin().unwrap();
+    other.put("kept", "k", "other", None).unwrap();
+    for _ in 0..3 {
+        assert_eq!(
+            idle.get("kept", "k").unwrap_err().kind(),
+            ErrorKind::Timeout,
+            "somebody else has the database"
+        );
+        other.renew().unwrap();
+    }
+    other.commit().unwrap();
+    assert_eq!(idle.get("kept", "k").unwrap().as_deref(), Some(&b"other"[..]));
+    idle.put("kept", "k", "idle", None).unwrap();
+    idle.commit().unwrap();
+}
+
+#[test]
+fn a_long_queue_is_waited_in_for_as_long_as_the_client_says() {
+    let (home, _daemon) = serve("database");
+    let client = home.client();
+    let mut holder = client.begin().unwrap();
+    holder.put("kept", "k", "1", None).unwrap();
+    std::thread::scope(|scope| {
+        let queued: Vec<_> =
+            (0..2).map(|_| scope.spawn(|| client.begin().and_then(Transaction::commit))).collect();
+        let until = Instant::now() + Duration::from_millis(1_500);
+        while Instant::now() < until {
+            holder.renew().unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        holder.commit().unwrap();
+        for queued in queued {
+            queued.join().unwrap().expect("its time was not over");
+        }
+    });
+}
+
+#[test]
+fn a_cache_dropped_meanwhile_is_a_conflict_and_not_a_lost_write() {
+    let (home, _daemon) = serve("optimistic");
+    let client = home.client();
+    client.cache("passing").put("k", "1", None).unwrap();
+    let mut tx = client.begin().unwrap();
+    assert_eq!(tx.get("passing", "absent").unwrap(), None);
+    tx.put("passing", "absent", "1", None).unwrap();
+    client.cache("passing").drop_cache().unwrap();
+    client.cache("passing").put("k", "2", None).unwrap();
+    assert_eq!(tx.commit().unwrap_err().kind(), ErrorKind::Conflict);
+}
+
+#[test]
+fn what_was_refused_counts_for_nothing() {
+    let (home, _daemon) = serve("optimistic");
+    let client = home.client();
+    let mut tx = client.begin().unwrap();
+    let large = vec![7; 900 << 10];
+    for i in 0..4 {
+        tx.put("fleeting", format!("f{i}"), vec![7; 60 << 10], None).unwrap();
+        tx.put("kept", format!("k{i}"), &large, None).unwrap();
+    }
+    assert_eq!(tx.put("kept", "k5", &large, None).unwrap_err().kind(), ErrorKind::TooLarge);
+    tx.put("kept", "small", "1", None).unwrap();
+    tx.put("kept", "k0", "smaller now", None).unwrap();
+    tx.put("kept", "k5", &large, None).unwrap();
+    tx.commit().unwrap();
+}
+
+#[test]
+fn a_long_key_is_cut_in_the_list() {
+    let (home, _daemon) = serve("key");
+    let client = home.client();
+    let mut open = client.begin().unwrap();
+    open.put("kept", [b'k'; 200], "1", None).unwrap();
+    let listed = client.admin().transactions().unwrap();
+    let holds = format!("{:?}", listed.transactions[0].holds);
+    assert!(holds.contains("kkkk...") && holds.len() < 400, "a long key is cut: {holds}");
 }
 
 /// A sliding read does not wait for a transaction that has its key; the one after the transaction extends.

@@ -71,6 +71,12 @@ impl Attempts {
         }
     }
 
+    /// For a request that ends what it belongs to, whatever the answer is.
+    pub(crate) fn once(mut self) -> Attempts {
+        self.policy.sends_max = 1;
+        self
+    }
+
     /// When the call ends, whatever happens.
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline

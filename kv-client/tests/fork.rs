@@ -14,7 +14,7 @@ use fake::Fake;
 use kv_client::blocking::Client;
 
 const SOCKET: &str = "KVD_TEST_FORK_SOCKET";
-const SHARED: &str = "KVD_TEST_FORK_SHARED";
+const PART: &str = "KVD_TEST_FORK_PART";
 const SOON: Duration = Duration::from_secs(20);
 /// A child that has told what it read tells the next only a second later; less what its check needs.
 const TELLS_NOTHING: Duration = Duration::from_millis(900);
@@ -23,26 +23,30 @@ const READS: u64 = 1_000;
 fn main() {
     if let Some(socket) = std::env::var_os(SOCKET) {
         let client = Client::builder().socket(socket);
-        return match std::env::var_os(SHARED) {
-            None => child(client.shared_memory(false).build().expect("the daemon is there")),
-            Some(_) => reading_child(&client.build().expect("the daemon is there")),
+        return match std::env::var(PART).as_deref() {
+            Ok("reads") => reading_child(&client.build().expect("the daemon is there")),
+            Ok("transaction") => transacting_child(&client.build().expect("the daemon is there")),
+            _ => child(client.shared_memory(false).build().expect("the daemon is there")),
         };
     }
     a_child_connects_anew();
     println!("test a_child_connects_anew ... ok");
     a_child_reads_on_through_the_map_it_inherited();
     println!("test a_child_reads_on_through_the_map_it_inherited ... ok");
-    println!("\ntest result: ok. 2 passed; 0 failed");
+    a_child_leaves_an_inherited_transaction_alone();
+    println!("test a_child_leaves_an_inherited_transaction_alone ... ok");
+    println!("\ntest result: ok. 3 passed; 0 failed");
 }
 
 /// Starts this program again, to fork; what it and its child said, when both are done.
-fn run(socket: &Path, is_shared: bool) -> String {
+fn run(socket: &Path, part: &str) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-    if is_shared {
-        command.env(SHARED, "1");
-    }
-    let output =
-        command.env(SOCKET, socket).stdin(Stdio::null()).output().expect("this program starts again");
+    let output = command
+        .env(PART, part)
+        .env(SOCKET, socket)
+        .stdin(Stdio::null())
+        .output()
+        .expect("this program starts again");
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(!said.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     said
@@ -50,7 +54,7 @@ fn run(socket: &Path, is_shared: bool) -> String {
 
 fn a_child_connects_anew() {
     let fake = Fake::start();
-    assert_eq!(run(&fake.socket(), false), "the child's own");
+    assert_eq!(run(&fake.socket(), "puts"), "the child's own");
     assert_eq!(fake.value("product", "42").as_deref(), Some(&b"the child's own"[..]));
     // The parent's and the child's; with the parent's used by both there were one.
     assert_eq!(fake.welcomes(), 2);
@@ -67,7 +71,7 @@ fn child(client: Client) {
 
 fn a_child_reads_on_through_the_map_it_inherited() {
     let server = kvd::testing::server();
-    let said = run(server.socket(), true);
+    let said = run(server.socket(), "reads");
     assert!(said.ends_with("told, and put the child's own"), "{said}");
     assert!(said.contains("without a connection") || said.contains("too slow to tell"), "{said}");
     let client = server.client();
@@ -111,6 +115,31 @@ fn reading_child(client: &Client) {
     cache.put("42", "the child's own", None).expect("the child puts");
     let value = cache.get("42").expect("the child gets").expect("it was put");
     println!("told, and put {}", String::from_utf8_lossy(&value));
+}
+
+fn a_child_leaves_an_inherited_transaction_alone() {
+    let server = kvd::testing::server();
+    assert_eq!(run(server.socket(), "transaction"), "LeaseLost, then the child's own");
+    let client = server.client();
+    let value = client.cache("product").get("43").expect("the daemon serves");
+    assert_eq!(value.as_deref(), Some(&b"the child's own"[..]));
+    assert_eq!(
+        client.cache("product").get("42").expect("the daemon serves"),
+        None,
+        "the transaction left no trace"
+    );
+}
+
+fn transacting_child(client: &Client) {
+    let mut open = client.begin().expect("a transaction");
+    open.put("product", "42", "the parent's", None).expect("the parent puts");
+    fork();
+    let refused = open.commit().expect_err("it is the parent's").kind();
+    // By a connection of its own, outside any transaction.
+    let cache = client.cache("product");
+    cache.put("43", "the child's own", None).expect("the child puts");
+    let value = cache.get("43").expect("the child gets").expect("it was put");
+    println!("{refused:?}, then {}", String::from_utf8_lossy(&value));
 }
 
 /// Standard output stays: its end tells the test that the child is done.

@@ -327,8 +327,8 @@ impl Client {
     }
 
     /// Does `work` in a transaction and commits it; again from the beginning, after a short random pause, when others were in its
-    /// way: [`ErrorKind::Conflict`](crate::ErrorKind::Conflict), `Deadlock`, `LeaseLost`, or a lost connection. All of it
-    /// ends within the operation timeout. `work` must have no effect but through the transaction.
+    /// way: [`ErrorKind::Conflict`](crate::ErrorKind::Conflict), `Deadlock`, `LeaseLost`, or a lost connection. No
+    /// try begins after the operation timeout. `work` must have no effect but through the transaction.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -357,17 +357,22 @@ impl Client {
     ) -> Result<T, E> {
         let mut tries = Tries::within(self.op_timeout);
         loop {
-            let mut transaction = self.begin_by(tries.begin(self.op_timeout)).await?;
-            tries.began(transaction.number());
-            let error = match work(&mut transaction).await {
-                Ok(value) => match transaction.commit().await {
-                    Ok(_) => return Ok(value),
-                    Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
-                    Err(error) => error.into(),
-                },
-                Err(error) if !transaction.was_disturbed() => return Err(error),
-                // Dropped, and so rolled back.
-                Err(error) => error,
+            let error = match self.begin_by(tries.begin(self.op_timeout)).await {
+                Ok(mut transaction) => {
+                    tries.began(transaction.number());
+                    match work(&mut transaction).await {
+                        Ok(value) => match transaction.commit().await {
+                            Ok(_) => return Ok(value),
+                            Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
+                            Err(error) => error.into(),
+                        },
+                        Err(error) if !transaction.was_disturbed() => return Err(error),
+                        // Dropped, and so rolled back.
+                        Err(error) => error,
+                    }
+                }
+                Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
+                Err(error) => error.into(),
             };
             match tries.again() {
                 Some(pause) => sleep(pause).await,

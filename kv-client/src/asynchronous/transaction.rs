@@ -14,7 +14,7 @@ use crate::answers::{Committed, Entry, PutOutcome};
 use crate::error::{Error, Result};
 use crate::ops::{self, Call};
 use crate::options::{Initial, PutOptions, Ttl};
-use crate::retry::Failure;
+use crate::retry::{Attempts, Failure};
 use crate::transact::{connection_lost, is_worth_another_try, nothing_applied};
 
 /// An open transaction: what it reads stays so, and what it writes is seen by nobody before [`Transaction::commit`].
@@ -309,7 +309,9 @@ impl Transaction {
     }
 
     async fn commit_as(mut self, durability: Option<kv_proto::wire::Durability>) -> Result<Committed> {
-        let committed = self.exchange(&ops::commit_transaction(self.number, durability)).await;
+        let call = ops::commit_transaction(self.number, durability);
+        let attempts = self.client.attempts(call.sending.repeat).once();
+        let committed = self.exchange(&call, attempts).await;
         // Whatever the answer was, there is nothing open any more.
         self.give_back();
         committed
@@ -327,13 +329,13 @@ impl Transaction {
 
     /// One request before the commit: a connection that is lost takes the transaction along, and nothing was applied.
     async fn call<T>(&mut self, call: &Call<T>) -> Result<T> {
-        let answer = self.exchange(call).await.map_err(|error| nothing_applied(error, self.number));
+        let attempts = self.client.attempts(call.sending.repeat);
+        let answer = self.exchange(call, attempts).await.map_err(|error| nothing_applied(error, self.number));
         self.was_disturbed |= answer.as_ref().is_err_and(is_worth_another_try);
         answer
     }
 
-    async fn exchange<T>(&mut self, call: &Call<T>) -> Result<T> {
-        let mut attempts = self.client.attempts(call.sending.repeat);
+    async fn exchange<T>(&mut self, call: &Call<T>, mut attempts: Attempts) -> Result<T> {
         let is_here = self.process == std::process::id();
         let Some(mut link) = self.link.take_if(|_| is_here) else { return Err(connection_lost(self.number)) };
         match link.converse(call, &mut attempts).await {
@@ -351,7 +353,9 @@ impl Transaction {
     }
 
     fn give_back(&mut self) {
-        if let Some(link) = self.link.take() {
+        // What a child inherited is its parent's, and has the parent's transaction open.
+        let is_here = self.process == std::process::id();
+        if let Some(link) = self.link.take_if(|_| is_here) {
             self.client.give_back(link);
         }
     }

@@ -285,7 +285,9 @@ impl Transaction {
     }
 
     fn commit_as(mut self, durability: Option<kv_proto::wire::Durability>) -> Result<Committed> {
-        let committed = self.exchange(&ops::commit_transaction(self.number, durability));
+        let call = ops::commit_transaction(self.number, durability);
+        let attempts = self.client.attempts(call.sending.repeat).once();
+        let committed = self.exchange(&call, attempts);
         // Whatever the answer was, there is nothing open any more.
         self.give_back();
         committed
@@ -303,13 +305,13 @@ impl Transaction {
 
     /// One request before the commit: a connection that is lost takes the transaction along, and nothing was applied.
     fn call<T>(&mut self, call: &Call<T>) -> Result<T> {
-        let answer = self.exchange(call).map_err(|error| nothing_applied(error, self.number));
+        let attempts = self.client.attempts(call.sending.repeat);
+        let answer = self.exchange(call, attempts).map_err(|error| nothing_applied(error, self.number));
         self.was_disturbed |= answer.as_ref().is_err_and(is_worth_another_try);
         answer
     }
 
-    fn exchange<T>(&mut self, call: &Call<T>) -> Result<T> {
-        let mut attempts = self.client.attempts(call.sending.repeat);
+    fn exchange<T>(&mut self, call: &Call<T>, mut attempts: Attempts) -> Result<T> {
         let is_here = self.process == std::process::id();
         let Some(road) = self.road.as_mut().filter(|_| is_here) else {
             return Err(connection_lost(self.number));
@@ -323,7 +325,9 @@ impl Transaction {
     }
 
     fn give_back(&mut self) {
-        if let Some(Road::Socket(connection)) = self.road.take() {
+        // What a child inherited is its parent's, and has the parent's transaction open.
+        let is_here = self.process == std::process::id();
+        if let Some(Road::Socket(connection)) = self.road.take_if(|_| is_here) {
             self.client.give_back(connection);
         }
     }

@@ -102,6 +102,7 @@ impl Engine {
             Request::Stats => self.stats(out),
             Request::Caches => self.list_caches(out),
             Request::Sync => {
+                session.must_be_outside("a sync")?;
                 encode_into(out, &Response::Done);
                 return Ok(Some(self.store.head()));
             }
@@ -122,7 +123,7 @@ impl Engine {
             }
             Request::Rollback { transaction } => self.roll_back(session, *transaction, out)?,
             Request::Renew { transaction } => self.renew(session, *transaction, out)?,
-            Request::Transactions => self.list_transactions(out),
+            Request::Transactions => self.list_transactions(session, out),
         }
         Ok(None)
     }

@@ -12,7 +12,7 @@ use super::error::Failure;
 use super::item::check_tag;
 use super::waiting::Passage;
 use super::write::Durable;
-use super::{Engine, Session};
+use super::{Engine, Session, State};
 use crate::store::{COMMIT_OVERHEAD_BYTES, Change, Permit, Scope as ClearScope};
 
 /// Bytes a clear of one cache needs in the log beyond its prefix.
@@ -89,19 +89,18 @@ impl Engine {
         let needs =
             || caches.iter().flat_map(|cache| self.locking.to_write_plainly(cache.touched(None))).collect();
         let mut state = passage.enter(self.lock(), session, needs, deadline)?;
-        if let ClearScope::Prefix(_) = scope {
-            while caches
-                .iter()
-                .any(|cache| state.memory(cache).writer.prefix_entries().len() >= limits::PREFIX_CLEARS_MAX)
+        while matches!(scope, ClearScope::Prefix(_)) && is_full(&mut state, caches) {
+            // Whoever retires clears may himself have to wait for what this one would hold.
+            drop(state);
+            passage.leave();
+            self.store.sweep_now();
+            self.tidy_now();
+            state = self.lock();
+            if is_full(&mut state, caches) && self.prefix_retired.wait_until(&mut state, deadline).timed_out()
             {
-                self.store.sweep_now();
-                self.tidy_now();
-                if self.prefix_retired.wait_until(&mut state, deadline).timed_out() {
-                    return Err(prefix_table_full());
-                }
-                // Somebody may have come in meanwhile.
-                state = passage.enter(state, session, needs, deadline)?;
+                return Err(prefix_table_full());
             }
+            state = passage.enter(state, session, needs, deadline)?;
         }
         let version = self.next_sequence(&mut state);
         let changes: Vec<_> = on_disk.iter().map(|&cache| Change::Clear { cache, scope, effect }).collect();
@@ -128,6 +127,11 @@ impl Engine {
         self.control.commit(version);
         Ok((version, logged.filter(|_| ack == kv_proto::wire::Durability::Durable)))
     }
+}
+
+/// Whether some cache remembers as many prefix clears as it can.
+fn is_full(state: &mut State, caches: &[Arc<Cache>]) -> bool {
+    caches.iter().any(|cache| state.memory(cache).writer.prefix_entries().len() >= limits::PREFIX_CLEARS_MAX)
 }
 
 fn prefix_table_full() -> Failure {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::{Engine, Failure, Session};
 use crate::config::Access;
+use crate::store::CacheId;
 use crate::txn::{Park, ThreadPark, Who};
 
 /// Who is behind a connection.
@@ -137,6 +138,15 @@ impl Engine {
             // What is not there yet would be made like this.
             check(name, &caches.get(name).map_or(&self.config.default, |cache| &cache.config).access)
         })
+    }
+}
+
+impl Engine {
+    /// Whether the session's user may use this cache; one that is gone is anybody's.
+    pub(super) fn may_use(&self, session: &Session, cache: CacheId) -> bool {
+        let Some(Client { record, .. }) = &session.client else { return true };
+        record.caller.uses_all_caches
+            || self.cache_by_id(cache).is_none_or(|cache| admits(&cache.config.access, &record.caller))
     }
 }
 

@@ -162,7 +162,6 @@ impl Engine {
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
         session.must_be_outside("dropping a cache")?;
-        let _one_at_a_time = self.creating.lock();
         let cache = self.cache(name)?;
         if cache.declared {
             return Err(Failure::new(
@@ -180,6 +179,10 @@ impl Engine {
         let mut passage = Passage::of_write(self);
         let needs = || self.locking.to_write_plainly(cache.touched(None));
         let mut state = passage.enter(self.lock(), session, needs, deadline)?;
+        if self.caches.load().get(name).is_none_or(|now| now.id != cache.id) {
+            // Somebody dropped it while we waited.
+            return Err(self.unknown_cache(name));
+        }
         let version = self.next_sequence(&mut state);
         let durable = permit
             .map(|permit| self.store.append(permit, version, &[Change::CacheDropped { cache: cache.id }]));

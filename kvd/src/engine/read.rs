@@ -234,7 +234,7 @@ impl Engine {
         self.caches.load().get(name).cloned().ok_or_else(|| self.unknown_cache(name))
     }
 
-    fn unknown_cache(&self, name: &str) -> Failure {
+    pub(super) fn unknown_cache(&self, name: &str) -> Failure {
         let caches = self.caches.load();
         let nearest = caches.keys().min_by_key(|known| strsim::damerau_levenshtein(known, name));
         let hint = match nearest {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kv_proto::Version;
 use kv_proto::segment::{Freshness, Geometry, SegmentState};
-use kv_proto::wire::Durability;
+use kv_proto::wire::{Durability, ErrorKind};
 use parking_lot::MutexGuard;
 
 use super::cache::Cache;
@@ -220,6 +220,11 @@ impl Engine {
             );
             match again {
                 Ok(_) => rewritten += 1,
+                Err(failure) if matches!(failure.kind, ErrorKind::Timeout | ErrorKind::Deadlock) => {
+                    // A transaction was in the way. What is done is done again, which changes nothing.
+                    self.rewrites.lock().push(id);
+                    return;
+                }
                 Err(failure) => {
                     tracing::warn!(cache = cache.name, %failure, "an item could not be written to disk again");
                     return;

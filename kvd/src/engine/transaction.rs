@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_proto::wire::{self, Durability, ErrorKind, Response, encode_into};
@@ -71,7 +72,7 @@ struct Scanned {
 }
 
 /// What counts against its bounds.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Size {
     keys: usize,
     bytes: usize,
@@ -90,11 +91,11 @@ pub(crate) struct Wish {
 
 impl Engine {
     pub(crate) fn begin(&self, session: &mut Session, wish: Wish, out: &mut Vec<u8>) -> Result<(), Failure> {
-        if let Some(open) = session.transaction.as_ref().filter(|open| open.lost.is_none()) {
+        if let Some(open) = session.transaction.as_ref().filter(|open| self.is_open(open)) {
             let message = format!("transaction {} is open on this connection: end it first", open.number);
             return Err(Failure::invalid(message));
         }
-        session.transaction = None;
+        self.leave(session);
         let began = self.clock.instant();
         let wait = Duration::from_millis(wish.wait_ms.into()).min(limits::LOCK_WAIT_MAX);
         let at_begin = if wish.read_only { Needs::new() } else { self.locking.at_begin(wish.tries) };
@@ -103,7 +104,10 @@ impl Engine {
         let number = self.next_sequence(&mut state);
         let age = if wish.first == 0 { number } else { wish.first.min(number) };
         let kind = PartyKind::Transaction { read_only: wish.read_only };
-        state.locks.join(number, Party::new(session.who(), kind, age, began, wake));
+        let mut party = Party::new(session.who(), kind, age, began, wake);
+        // In the queue it has the time that its client gives it; its life begins with the grant.
+        party.ends += wait;
+        state.locks.join(number, party);
         let waited = self.wait_for_locks(state, &mut *session.park, number, &at_begin, false, began + wait);
         let mut state = match waited {
             Ok(state) => state,
@@ -137,6 +141,11 @@ impl Engine {
         Ok(())
     }
 
+    fn is_open(&self, open: &Transaction) -> bool {
+        open.lost.is_none()
+            && self.lock().locks.party(open.number).is_some_and(|party| party.doom().is_none())
+    }
+
     /// Before each request inside a transaction: is it still open?
     pub(super) fn heard(&self, session: &mut Session) -> Result<(), Failure> {
         let Session { transaction, park, .. } = session;
@@ -155,7 +164,7 @@ impl Engine {
         }
         party.is_busy = true;
         party.requests += 1;
-        if std::mem::take(&mut party.is_suspended) {
+        if party.is_suspended {
             // It has seen nothing: what it will see is of the moment at which it has its locks again.
             drop(self.wait_for_locks(
                 state,
@@ -167,6 +176,9 @@ impl Engine {
             )?);
             open.now = self.clock.now();
             open.start = self.control.committed();
+            if let Some(party) = self.lock().locks.party_mut(open.number) {
+                party.is_suspended = false;
+            }
         }
         Ok(())
     }
@@ -259,6 +271,9 @@ impl Engine {
             return Err(Failure::new(ErrorKind::Denied, message));
         }
         let mut state = self.lock();
+        if state.locks.party(number).is_some_and(|party| party.kind == PartyKind::Write) {
+            return Err(Failure::invalid(format!("{number} is a write that waits: it ends by itself")));
+        }
         let is_open = state.locks.party(number).is_some_and(|party| party.doom().is_none());
         if is_open {
             state.locks.doom(number, Doom::ByHand { who: session.who() }, now);
@@ -322,6 +337,7 @@ impl Engine {
             if !open.read_only {
                 open.check_lives(now)?;
             }
+            open.check_caches()?;
             if validates {
                 open.check_unchanged(&targets, &touches, looks)?;
             }
@@ -359,7 +375,9 @@ impl Engine {
                 format!("{} was changed after this transaction began", target.name()),
             ));
         }
-        open.size.add(target.key.len() + look.as_ref().map_or(0, |item| item.value.len()))?;
+        let mut size = open.size;
+        size.keep(open.touch(target).is_none(), bytes_of(target, &look), 0)?;
+        open.size = size;
         open.touch_mut(target).seen = Some(Seen { look: look.clone(), moment });
         Ok(look)
     }
@@ -400,14 +418,13 @@ impl Engine {
         let decision = decide(&looks, now)?;
         check_room(&self.lock(), targets, &decision.actions)?;
         let open = session.transaction.as_mut().expect("inside a transaction");
-        for (target, action) in targets.iter().zip(&decision.actions) {
-            let wrote = match action {
-                Action::Keep => continue,
-                Action::Put(draft) => Some(Arc::new(draft.to_current(number))),
-                Action::Remove => None,
-            };
-            open.stage(target, wrote)?;
-        }
+        let wrote = |action: &Action<'_>| match action {
+            Action::Keep => None,
+            Action::Put(draft) => Some(Some(Arc::new(draft.to_current(number)))),
+            Action::Remove => Some(None),
+        };
+        let written = targets.iter().zip(&decision.actions);
+        open.stage(written.filter_map(|(target, action)| Some((target, wrote(action)?))).collect())?;
         open.durability = open.durability.max(durability);
         let is_kept = decision.actions.iter().all(|action| *action == Action::Keep);
         Ok(Changed { answer: decision.answer, version: if is_kept { 0 } else { number }, durable: None })
@@ -552,17 +569,32 @@ impl Transaction {
         }
     }
 
-    fn stage(&mut self, target: &Target<'_>, wrote: Look) -> Result<(), Failure> {
-        let bytes = target.key.len() + wrote.as_ref().map_or(0, |item| item.value.len());
-        let touch = self.touch(target);
-        let is_new = touch.is_none_or(|touch| touch.wrote.is_none());
-        let bytes_before = touch
-            .and_then(|touch| touch.wrote.as_ref())
-            .map_or(0, |wrote| target.key.len() + wrote.as_ref().map_or(0, |item| item.value.len()));
-        self.size.add(bytes)?;
-        self.size.write(is_new, bytes, bytes_before)?;
-        self.touch_mut(target).wrote = Some(wrote);
+    /// All of it, or nothing when it is too much.
+    fn stage(&mut self, written: Vec<(&Target<'_>, Look)>) -> Result<(), Failure> {
+        let mut size = self.size;
+        for (target, wrote) in &written {
+            let touch = self.touch(target);
+            let before = touch.and_then(|touch| touch.wrote.as_ref());
+            let (bytes, bytes_before) =
+                (bytes_of(target, wrote), before.map_or(0, |before| bytes_of(target, before)));
+            size.keep(touch.is_none(), bytes, bytes_before)?;
+            size.write(before.is_none(), bytes, bytes_before)?;
+        }
+        self.size = size;
+        for (target, wrote) in written {
+            self.touch_mut(target).wrote = Some(wrote);
+        }
         Ok(())
+    }
+
+    /// A cache that was dropped meanwhile has perhaps a successor of the same name: what was read or written is not of that.
+    fn check_caches(&self) -> Result<(), Failure> {
+        let caches =
+            self.touched.values().map(|keys| &keys.cache).chain(self.scanned.iter().map(|page| &page.cache));
+        match caches.into_iter().find(|cache| cache.dropped.load(Ordering::Acquire)) {
+            Some(cache) => Err(conflict(cache, None, "was dropped")),
+            None => Ok(()),
+        }
     }
 
     /// What it has used must still live.
@@ -614,9 +646,10 @@ impl Touch {
 }
 
 impl Size {
-    fn add(&mut self, bytes: usize) -> Result<(), Failure> {
-        self.keys += 1;
-        self.bytes += bytes;
+    /// Something is kept; what it replaces is not any more.
+    fn keep(&mut self, is_new: bool, bytes: usize, bytes_before: usize) -> Result<(), Failure> {
+        self.keys += usize::from(is_new);
+        self.bytes = (self.bytes + bytes).saturating_sub(bytes_before);
         if self.keys > limits::TRANSACTION_KEYS_MAX {
             return Err(Failure::too_many("keys in a transaction", self.keys, limits::TRANSACTION_KEYS_MAX));
         }
@@ -628,19 +661,20 @@ impl Size {
 
     fn write(&mut self, is_new: bool, bytes: usize, bytes_before: usize) -> Result<(), Failure> {
         self.writes += usize::from(is_new);
-        self.bytes_written = self.bytes_written + bytes - bytes_before;
+        self.bytes_written = (self.bytes_written + bytes).saturating_sub(bytes_before);
         if self.writes > limits::COMMIT_WRITES_MAX {
             return Err(Failure::too_many("writes in a transaction", self.writes, limits::COMMIT_WRITES_MAX));
         }
+        let what = "what a transaction writes";
         if self.writes > 1 && self.bytes_written > limits::COMMIT_BYTES_MAX {
-            return Err(Failure::too_large(
-                "what a transaction writes",
-                self.bytes_written,
-                limits::COMMIT_BYTES_MAX,
-            ));
+            return Err(Failure::too_large(what, self.bytes_written, limits::COMMIT_BYTES_MAX));
         }
         Ok(())
     }
+}
+
+fn bytes_of(target: &Target<'_>, look: &Look) -> usize {
+    target.key.len() + look.as_ref().map_or(0, |item| item.value.len())
 }
 
 fn conflict(cache: &Cache, key: Option<&[u8]>, what: &str) -> Failure {

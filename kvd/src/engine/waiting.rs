@@ -14,6 +14,8 @@ use super::cache::Cache;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
 
+/// Of a longer key only so much is shown.
+const KEY_SHOWN_BYTES_MAX: usize = 64;
 /// A write that was chosen to break a ring begins anew this often.
 const DEADLOCKS_MAX: usize = 64;
 
@@ -45,6 +47,13 @@ impl<'e> Passage<'e> {
     /// Whether the change may be decided without having seen what is there: a transaction's may not.
     pub(super) fn is_of_write(&self) -> bool {
         !matches!(self.held, Held::Transaction(_))
+    }
+
+    /// Gives back what it holds. Not under the mutex.
+    pub(super) fn leave(&mut self) {
+        if let Held::Own(number) = std::mem::replace(&mut self.held, Held::Nothing) {
+            self.engine.lock().locks.leave(number, self.engine.clock.instant());
+        }
     }
 
     /// Returns with the mutex and with `needs` held, or free and nobody before us in the queue.
@@ -115,9 +124,7 @@ impl<'e> Passage<'e> {
 
 impl Drop for Passage<'_> {
     fn drop(&mut self) {
-        if let Held::Own(number) = self.held {
-            self.engine.lock().locks.leave(number, self.engine.clock.instant());
-        }
+        self.leave();
     }
 }
 
@@ -231,7 +238,11 @@ impl Engine {
         match resource {
             Resource::Database => "the database".to_owned(),
             Resource::Cache(id) => format!("cache {}", cache(*id)),
-            Resource::Key(id, key) => format!("key {} of cache {}", key.escape_ascii(), cache(*id)),
+            Resource::Key(id, key) => {
+                let shown = &key[..key.len().min(KEY_SHOWN_BYTES_MAX)];
+                let rest = if shown.len() < key.len() { "..." } else { "" };
+                format!("key {}{rest} of cache {}", shown.escape_ascii(), cache(*id))
+            }
         }
     }
 }

@@ -205,6 +205,7 @@ impl Writer {
     /// Lets a live item leave memory.
     fn evict(&mut self, version: Version, at: At, place: Place, hash: u64) {
         self.counts.evicted += 1;
+        self.leave_successor(version, at, hash);
         if at.ring == Ring::Probation {
             let main = self.items[Ring::Main as usize] as usize;
             self.ghost.set_length(main + main / 2);

@@ -162,6 +162,10 @@ impl Writer {
         }
         let place = self.coldest(bucket);
         let slot = self.slot(place);
+        if let Slot::At(ring, position) = slot {
+            let at = At { ring, position };
+            self.leave_successor(version, at, self.with_key(at, |key| crate::hash_key(self.seed, key)));
+        }
         self.leave(slot);
         self.counts.forgotten += 1;
         let flags = if self.backed == Backed::Disk { bucket::FORGOT } else { 0 };

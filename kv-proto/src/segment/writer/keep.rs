@@ -90,6 +90,7 @@ impl Writer {
 
     /// Takes a key out of memory if it is a disk mark, or an item of exactly `item` if that is given.
     pub fn forget_key(&mut self, version: Version, hash: u64, key: &[u8], item: Option<Version>) {
+        self.forget_in_successor(version, hash, key);
         let Some(place) = self.find_slot(hash, key) else { return };
         let goes = match self.slot(place) {
             Slot::Disk => true,
@@ -100,7 +101,6 @@ impl Writer {
             self.leave(self.slot(place));
             self.empty(version, place);
         }
-        self.forget_in_successor(version, hash, key);
     }
 
     /// Drops dead items from the index, at most `items_max` visited; `true` when the whole of both rings was visited.

@@ -104,6 +104,14 @@ impl Writer {
         }
     }
 
+    /// What memory gives up here is gone from the successor too: else a key that was deleted while nobody knew it would be back.
+    pub(super) fn leave_successor(&mut self, version: Version, at: At, hash: u64) {
+        if self.successor.is_some() {
+            let key = self.with_key(at, <[u8]>::to_vec);
+            self.forget_in_successor(version, hash, &key);
+        }
+    }
+
     /// Puts a copy of an item of the segment this one succeeds: where its slot is, if it fits.
     fn take_in(
         &mut self,
