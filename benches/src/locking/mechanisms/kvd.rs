@@ -16,7 +16,7 @@ const OP_TIMEOUT: Duration = Duration::from_secs(20);
 pub(in crate::locking) static DATABASE: Kvd = Kvd {
     about: About {
         name: "kvd database",
-        settings: "durability behind (acknowledged from memory, on disk 1 s later), 256 MiB; one lock for writing \
+        settings: "durability behind (survives a killed process, on disk 100 ms later), 256 MiB; one lock for writing \
                transactions, FIFO; a silent holder loses it after 50 ms",
     },
     locking: "database",
