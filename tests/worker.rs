@@ -34,7 +34,7 @@ fn process() {
         Ok("torn") => crate::torn::reader(),
         Ok("fair") => crate::fair::part(),
         Ok("historian") => crate::serial::historian(),
-        Ok("holder") => crate::transactions::holder(),
+        Ok("holder") => crate::holders::holder(),
         Ok("storm") => crate::crash::storm_worker(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),
