@@ -100,6 +100,19 @@ impl Options {
     }
 }
 
+const PROFILE_HELP: &str = "\
+What is run: default, etoys, or a TOML file of loads, each like
+
+[[cell]]
+name = \"mine\"
+writes_percent = 5
+transactions_percent = 1
+keys_a_transaction = 5
+think_ms = 2.0
+zipf = 0.99
+
+and if need be pause_ms, keys, value_bytes, processes, scanners, scan_rest_ms";
+
 #[derive(Args)]
 struct LockingOptions {
     #[command(flatten)]
@@ -107,18 +120,8 @@ struct LockingOptions {
     /// Runs the matrix and long trials, which takes more than half an hour
     #[arg(long, conflicts_with = "quick")]
     full: bool,
-    /// What is run: default, etoys, or a TOML file of loads, each like
-    ///
-    /// [[cell]]
-    /// name = "mine"
-    /// writes_percent = 5
-    /// transactions_percent = 1
-    /// keys_a_transaction = 5
-    /// think_ms = 2.0
-    /// zipf = 0.99
-    ///
-    /// and if need be pause_ms, keys, value_bytes, processes, scanners, scan_rest_ms
-    #[arg(long, default_value = "default", value_name = "NAME|FILE", verbatim_doc_comment)]
+    /// What is run: default, etoys, or a TOML file of loads
+    #[arg(long, default_value = "default", value_name = "NAME|FILE", long_help = PROFILE_HELP)]
     profile: String,
     /// Runs only these mechanisms, for example "kvd key,lmdb"
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]

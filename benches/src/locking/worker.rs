@@ -1,6 +1,6 @@
 //! One process of the lab: opens a mechanism and does what its cell says until its parent's moment.
 //!
-//! Started by [`super::crew`] with a [`WorkerSpec`] as its argument. It does the same for all mechanisms: draws its keys
+//! Started by `crew` with a [`WorkerSpec`] as its argument. It does the same for all mechanisms: draws its keys
 //! beforehand, checks every value it reads, times every operation, begins again what has to be begun again. It ends
 //! with its parent, however that ends.
 
@@ -107,7 +107,7 @@ pub struct ClassReport {
 /// What a process did within the measured time.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct WorkerReport {
-    /// In the order of [`Class::ALL`].
+    /// In the order of `Class::ALL`.
     pub classes: [ClassReport; 3],
     /// Why something had to begin again, and how often.
     pub aborts: Aborts,
