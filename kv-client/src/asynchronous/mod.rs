@@ -4,6 +4,7 @@
 //! have one each while they last. Dropping a call's future never harms the others: what was not written yet is not sent,
 //! and an answer that nobody awaits is thrown away in its turn.
 
+mod admin;
 mod cache;
 mod client;
 mod link;
@@ -11,7 +12,8 @@ mod pipe;
 mod scan;
 mod transaction;
 
+pub use admin::Admin;
 pub use cache::Cache;
-pub use client::{Admin, Client};
+pub use client::Client;
 pub use scan::Scan;
 pub use transaction::Transaction;

@@ -4,6 +4,7 @@
 //! each other's answers, and a slow call (a durable write, `sync`) holds up nobody. Used by applications and by the
 //! command line.
 
+mod admin;
 mod cache;
 mod client;
 mod connection;
@@ -13,8 +14,9 @@ mod transaction;
 
 pub(crate) use connection::Connection;
 
+pub use admin::Admin;
 pub use cache::Cache;
-pub use client::{Admin, Client};
+pub use client::Client;
 pub use direct::{Direct, DirectSession};
 pub use scan::Scan;
 pub use transaction::Transaction;

@@ -1,0 +1,152 @@
+//! The async client's calls for those who look after a daemon: counters, caches, connections, transactions.
+//!
+//! Made by [`Client::admin`]; the command line uses it.
+
+use super::client::Client;
+use crate::answers::{CacheInfo, ClientInfo, Metric, Transactions};
+use crate::error::Result;
+use crate::ops;
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub(super) fn new(client: Client) -> Admin {
+        Admin { client }
+    }
+
+    /// Counters, gauges and latencies.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let metrics = client.admin().stats().await?;
+    /// assert!(metrics.iter().all(|metric| metric.name.starts_with("kvd_")));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn stats(&self) -> Result<Vec<Metric>> {
+        self.client.call(ops::stats()).await
+    }
+
+    /// The caches there are.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// assert!(client.admin().caches().await?.iter().any(|cache| cache.name == "product"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn caches(&self) -> Result<Vec<CacheInfo>> {
+        self.client.call(ops::caches()).await
+    }
+
+    /// The connections there are, and how each reads.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).name("mailer").build().await?;
+    /// assert!(client.admin().clients().await?.iter().any(|connection| connection.name == "mailer"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clients(&self) -> Result<Vec<ClientInfo>> {
+        self.client.call(ops::clients()).await
+    }
+
+    /// Who holds what, and who waits for whom.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let open = client.begin().await?;
+    /// let listed = client.admin().transactions().await?;
+    /// assert_eq!((listed.mode.as_str(), listed.transactions[0].number), ("database", open.number()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn transactions(&self) -> Result<Transactions> {
+        self.client.call(ops::transactions()).await
+    }
+
+    /// Rolls back a transaction of anybody; `false`: there is none of this number. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let mut open = client.begin().await?;
+    /// assert!(client.admin().roll_back(open.number()).await?);
+    /// assert_eq!(open.get("product", "42").await.unwrap_err().kind(), kv_client::ErrorKind::LeaseLost);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn roll_back(&self, number: u64) -> Result<bool> {
+        self.client.call(ops::rollback(number)).await
+    }
+
+    /// As [`Client::ping`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.admin().ping().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn ping(&self) -> Result<()> {
+        self.client.ping().await
+    }
+
+    /// As [`Client::sync`].
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.admin().sync().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn sync(&self) -> Result<()> {
+        self.client.sync().await
+    }
+}

@@ -1,0 +1,131 @@
+//! The blocking client's calls for those who look after a daemon: counters, caches, connections, transactions.
+//!
+//! Made by [`Client::admin`]; the command line uses it.
+
+use super::client::Client;
+use crate::answers::{CacheInfo, ClientInfo, Metric, Transactions};
+use crate::error::Result;
+use crate::ops;
+
+/// What the command line asks for.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Admin {
+    pub(super) fn new(client: Client) -> Admin {
+        Admin { client }
+    }
+
+    /// Counters, gauges and latencies.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let metrics = client.admin().stats()?;
+    /// assert!(metrics.iter().all(|metric| metric.name.starts_with("kvd_")));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn stats(&self) -> Result<Vec<Metric>> {
+        self.client.call(ops::stats())
+    }
+
+    /// The caches there are.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// assert!(client.admin().caches()?.iter().any(|cache| cache.name == "product"));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn caches(&self) -> Result<Vec<CacheInfo>> {
+        self.client.call(ops::caches())
+    }
+
+    /// The connections there are, and how each reads.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).name("mailer").build()?;
+    /// assert!(client.admin().clients()?.iter().any(|connection| connection.name == "mailer"));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clients(&self) -> Result<Vec<ClientInfo>> {
+        self.client.call(ops::clients())
+    }
+
+    /// Who holds what, and who waits for whom.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let open = client.begin()?;
+    /// let listed = client.admin().transactions()?;
+    /// assert_eq!((listed.mode.as_str(), listed.transactions[0].number), ("database", open.number()));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn transactions(&self) -> Result<Transactions> {
+        self.client.call(ops::transactions())
+    }
+
+    /// Rolls back a transaction of anybody; `false`: there is none of this number. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let mut open = client.begin()?;
+    /// assert!(client.admin().roll_back(open.number())?);
+    /// assert_eq!(open.get("product", "42").unwrap_err().kind(), kv_client::ErrorKind::LeaseLost);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn roll_back(&self, number: u64) -> Result<bool> {
+        self.client.call(ops::rollback(number))
+    }
+
+    /// As [`Client::ping`].
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.admin().ping()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn ping(&self) -> Result<()> {
+        self.client.ping()
+    }
+
+    /// As [`Client::sync`].
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.admin().sync()?;
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn sync(&self) -> Result<()> {
+        self.client.sync()
+    }
+}
