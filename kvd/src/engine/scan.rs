@@ -3,11 +3,11 @@
 //! A cache on disk is scanned in key order, overlay and tree taken together under the mutex. A cache in memory only
 //! has no key order: it is scanned in the order of its index, and the cursor is a hash.
 
+use std::sync::Arc;
+
 use kv_proto::segment::{Freshness, WalkItem};
 use kv_proto::wire::{self, Response, encode_into};
 use kv_proto::{BootMs, Version, limits};
-
-use std::sync::Arc;
 
 use super::cache::Cache;
 use super::error::Failure;
@@ -60,15 +60,10 @@ impl Engine {
         if is_inside {
             let (from, to) = (cursor, &page.cursor[..]);
             let is_in_page = |key: &[u8], hash: u64| {
-                let place = hash.to_be_bytes();
-                let after = if in_key_order {
-                    from.is_empty() || key > from
-                } else {
-                    from.is_empty() || place[..] >= *from
-                };
-                let before =
-                    if in_key_order { to.is_empty() || key <= to } else { to.is_empty() || place[..] < *to };
-                key.starts_with(prefix) && after && before
+                // A cursor is the last key that was looked at, or the first hash that was not.
+                let hash = hash.to_be_bytes();
+                let after = |at: &[u8]| if in_key_order { key > at } else { hash[..] >= *at };
+                key.starts_with(prefix) && (from.is_empty() || after(from)) && (to.is_empty() || !after(to))
             };
             self.end_scan(session, cache, &mut page.items, is_in_page)?;
             if in_key_order {

@@ -18,7 +18,7 @@ use super::error::Failure;
 use super::item::{Current, Draft, Shape};
 use super::waiting::{Passage, ended, no_means, rolled_back};
 use super::write::Durable;
-use super::{Engine, Session};
+use super::{Engine, Session, State};
 use crate::store::CacheId;
 use crate::txn::{Doom, Needs, Number, Party, PartyKind};
 
@@ -155,14 +155,7 @@ impl Engine {
         }
         let now = self.clock.instant();
         let mut state = self.lock();
-        if state.locks.party(open.number).is_some_and(|party| party.doom().is_none() && now >= party.ends) {
-            state.locks.doom(open.number, Doom::TooOld, now);
-        }
-        let Some(party) = state.locks.party_mut(open.number) else { return Err(ended(open.number)) };
-        if let Some(doom) = party.doom() {
-            return Err(rolled_back(open.number, doom));
-        }
-        party.is_busy = true;
+        let party = go_on(&mut state, open.number, now)?;
         party.requests += 1;
         if party.is_suspended {
             // It has seen nothing: what it will see is of the moment at which it has its locks again.
@@ -226,11 +219,7 @@ impl Engine {
     /// Ends the session's transaction if its life is over; what it holds does not wait for somebody who wants it.
     pub fn end_if_old(&self, session: &Session) {
         let Some(open) = &session.transaction else { return };
-        let now = self.clock.instant();
-        let mut state = self.lock();
-        if state.locks.party(open.number).is_some_and(|party| party.doom().is_none() && now >= party.ends) {
-            state.locks.doom(open.number, Doom::TooOld, now);
-        }
+        self.lock().locks.end_if_old(open.number, self.clock.instant());
     }
 
     pub(super) fn renew(
@@ -309,17 +298,7 @@ impl Engine {
         open: &Transaction,
         durability: Option<Durability>,
     ) -> Result<Changed<(Version, u32)>, Failure> {
-        {
-            let mut state = self.lock();
-            let Some(party) = state.locks.party_mut(open.number) else { return Err(ended(open.number)) };
-            if let Some(doom) = party.doom() {
-                return Err(rolled_back(open.number, doom));
-            }
-            if self.clock.instant() >= party.ends {
-                return Err(rolled_back(open.number, &Doom::TooOld));
-            }
-            party.is_busy = true;
-        }
+        go_on(&mut self.lock(), open.number, self.clock.instant())?;
         let validates = self.locking.validates() && !open.read_only;
         let mut targets = Vec::new();
         let mut touches = Vec::new();
@@ -671,6 +650,17 @@ impl Size {
         }
         Ok(())
     }
+}
+
+/// The party of a transaction that is still open, and busy from here on.
+fn go_on(state: &mut State, number: Number, now: Instant) -> Result<&mut Party, Failure> {
+    state.locks.end_if_old(number, now);
+    let party = state.locks.party_mut(number).ok_or_else(|| ended(number))?;
+    if let Some(doom) = party.doom() {
+        return Err(rolled_back(number, doom));
+    }
+    party.is_busy = true;
+    Ok(party)
 }
 
 fn bytes_of(target: &Target<'_>, look: &Look) -> usize {

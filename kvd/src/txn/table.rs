@@ -306,6 +306,13 @@ impl Locks {
         self.release_all(number, now);
     }
 
+    /// Rolls a party back whose life is over.
+    pub(crate) fn end_if_old(&mut self, number: Number, now: Instant) {
+        if self.parties.get(&number).is_some_and(|party| party.doom.is_none() && now >= party.ends) {
+            self.doom(number, Doom::TooOld, now);
+        }
+    }
+
     /// Takes everything back from a party that has done nothing with it; its next request waits for it anew.
     pub(crate) fn suspend(&mut self, number: Number, now: Instant) {
         if let Some(party) = self.parties.get_mut(&number) {
