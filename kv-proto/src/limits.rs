@@ -61,6 +61,22 @@ pub const LOCKS_MAX: usize = 1 << 20;
 /// Longest wait for a lock; a longer wish is cut to this. Beyond: `Timeout`.
 pub const LOCK_WAIT_MAX: Duration = WRITE_WAIT_MAX;
 
+/// Longest time a lease to load is safe from others who want it; a longer wish is cut to this. Beyond: the next gets it, and a
+/// late fill is refused.
+pub const LEASE_LIFE_MAX: Duration = Duration::from_secs(600);
+/// Longest wait for somebody else's load or named lock; a longer wish is cut to this. Beyond: `Busy`.
+pub const LEASE_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Longest time a named lock is safe from others who want it, unless renewed; a longer wish is cut to this.
+pub const NAMED_LOCK_LIFE_MAX: Duration = Duration::from_secs(24 * 3_600);
+/// Leases and named locks a connection holds. Beyond: `TooLarge`.
+pub const HELD_MAX: usize = GET_MANY_KEYS_MAX;
+/// What a caller says that it holds. Beyond: `TooLarge`.
+pub const HOLDS_MAX: usize = 64;
+/// Changes that wait for a slow watcher. Beyond: they are left out, and counted.
+pub const WATCH_CHANGES_MAX: usize = 4_096;
+/// Watchers at once. Beyond: `Unavailable`.
+pub const WATCHERS_MAX: usize = 256;
+
 /// Bytes of a frame beyond keys and values: header, options, tags.
 pub const FRAME_OVERHEAD_MAX: usize = 4_096;
 /// Longest frame before the hello was accepted. Beyond: the connection is closed.

@@ -1,7 +1,7 @@
 //! Requests and responses over the Unix socket.
 //!
 //! A connection begins with a [`Hello`] frame each way; then the client sends [`Envelope`]s and gets one
-//! [`Response`] each, in order. A frame is a little-endian `u32` length and that many bytes of postcard.
+//! [`Response`] each, in order (after `Watch` as many as there is to tell). A frame is a little-endian `u32` length and that many bytes of postcard.
 //! Variants are append-only (invariant I8): golden bytes in the tests hold every one of them still.
 
 mod error;
@@ -15,10 +15,10 @@ pub use frame::{
     decode, encode_into, split_frame,
 };
 pub use request::{
-    Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, PutOptions, Request, Scope, Sliding, Want,
-    Write,
+    Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, Filling, PutOptions, Request, Scope, Sliding,
+    Want, Wanted, Write,
 };
 pub use response::{
-    CacheInfo, ClientInfo, Durability, Entry, Freshness, Item, Metric, ReadPath, Response, ScanItem, Tags,
-    TransactionInfo,
+    CacheInfo, Change, ClientInfo, Durability, Entry, Freshness, Item, Loan, Metric, ReadPath, Response,
+    ScanItem, Tags, TransactionInfo, What,
 };

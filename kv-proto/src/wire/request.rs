@@ -156,6 +156,74 @@ pub enum Request<'a> {
     Renew { transaction: u64 },
     /// Who holds and who waits: `Transactions`.
     Transactions,
+    /// Items, or leases to load them: `Loans`, in the order of `keys`. Of all who ask for a missing or stale item one gets the
+    /// lease. It belongs to this connection, and ends with `Fill`, `Abandon`, the connection, or when others want it after `lease_ms`.
+    Lease {
+        cache: &'a str,
+        #[serde(borrow)]
+        keys: Vec<Wanted<'a>>,
+        /// Longest wait for somebody else's load, in milliseconds, at most `limits::LEASE_WAIT_MAX`. With several keys nothing is
+        /// waited for.
+        wait_ms: u32,
+        /// How long the lease is safe from others who want it, in milliseconds, at most `limits::LEASE_LIFE_MAX`.
+        lease_ms: u32,
+        /// The numbers of the leases, locks and transactions that the caller holds already, at most `limits::HOLDS_MAX`.
+        holds: Vec<u64>,
+    },
+    /// Puts what was loaded, each item by the right of its lease, which ends: `Filled`.
+    Fill {
+        #[serde(borrow)]
+        fills: Vec<Filling<'a>>,
+    },
+    /// Ends leases without a value: `Done`. For `retry_after_ms` nobody gets a lease for those of the keys that have a stale item;
+    /// at most `limits::LEASE_LIFE_MAX`.
+    Abandon { leases: Vec<u64>, retry_after_ms: u32 },
+    /// Locks a name for the processes of this host: `Locked`, or `Busy` when the wait was in vain. The lock belongs to this
+    /// connection.
+    Lock {
+        name: &'a str,
+        /// How long it is safe from others who want it, in milliseconds, at most `limits::NAMED_LOCK_LIFE_MAX`.
+        lock_ms: u32,
+        /// Longest wait, in milliseconds, at most `limits::LEASE_WAIT_MAX`.
+        wait_ms: u32,
+        /// As in `Lease`.
+        holds: Vec<u64>,
+    },
+    /// Keeps a lock for another `lock_ms` from now: `Done`.
+    RenewLock { fence: u64, lock_ms: u32 },
+    /// Gives a lock back: `Done`.
+    Unlock { fence: u64 },
+    /// `Watching`, then `Changes` as they happen until the connection ends; nothing else is answered any more.
+    Watch {
+        /// `None`: all that the caller may use.
+        cache: Option<&'a str>,
+        /// Only keys that start so.
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+    },
+}
+
+/// A key that somebody wants an item of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted<'a> {
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: &'a [u8],
+    /// An item of this version counts as missing: the caller has seen it, and it will not do.
+    pub except: Option<Version>,
+}
+
+/// What was loaded under a lease.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Filling<'a> {
+    /// The lease.
+    pub lease: u64,
+    /// The value.
+    #[serde(with = "serde_bytes")]
+    pub value: &'a [u8],
+    /// How it is put; the condition must be [`Condition::Always`].
+    #[serde(borrow)]
+    pub options: PutOptions<'a>,
 }
 
 /// A byte string inside a list.

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::WireError;
-use super::request::Bytes;
+use super::request::{Bytes, Effect};
 use crate::Version;
 
 /// The answers. Append new ones at the end: the position is the byte on the wire.
@@ -63,6 +63,84 @@ pub enum Response<'a> {
         #[serde(borrow)]
         transactions: Vec<TransactionInfo<'a>>,
     },
+    /// The first of the keys asked for, in order. If there are fewer than asked, ask again for the rest.
+    Loans(#[serde(borrow)] Vec<Loan<'a>>),
+    /// The version of each fill; `None`: it was refused, because something newer happened to the key or the lease was lost.
+    Filled(Vec<Option<Version>>),
+    /// The lock's number, which is its fencing token too.
+    Locked { fence: u64 },
+    /// Somebody else has the lock.
+    Busy { holder: &'a str },
+    /// Changes follow.
+    Watching,
+    /// What changed, in order. `missed`: so many changes before these were left out, because this client did not keep up.
+    Changes {
+        #[serde(borrow)]
+        changes: Vec<Change<'a>>,
+        missed: u64,
+    },
+}
+
+/// What became of a wish for an item.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Loan<'a> {
+    /// The item, with its entry: fresh, or stale while somebody else reloads it or nobody may yet.
+    Hit(#[serde(borrow)] Item<'a>),
+    /// The caller is to load it.
+    Leased {
+        lease: u64,
+        /// What may be served meanwhile, with its entry.
+        #[serde(borrow)]
+        stale: Option<Item<'a>>,
+    },
+    /// Somebody else is loading it, and the wait is over.
+    Busy,
+    /// Waiting would never end: the caller has to load it for itself, and cannot fill.
+    Alone,
+}
+
+/// A change as `watch` tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change<'a> {
+    /// The sequence.
+    pub version: Version,
+    /// The cache.
+    pub cache: &'a str,
+    /// What happened.
+    #[serde(borrow)]
+    pub what: What<'a>,
+}
+
+/// What happened to a key, or to many. An expiry is not a change: nothing happens when it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What<'a> {
+    /// It has a new item.
+    Put {
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+        value_bytes: u32,
+    },
+    /// It has none any more.
+    Removed {
+        #[serde(with = "serde_bytes")]
+        key: &'a [u8],
+    },
+    /// All were cleared.
+    Cleared { effect: Effect },
+    /// Those whose keys start so were cleared.
+    ClearedPrefix {
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+        effect: Effect,
+    },
+    /// Those with this tag were cleared.
+    ClearedTag {
+        #[serde(with = "serde_bytes")]
+        tag: &'a [u8],
+        effect: Effect,
+    },
+    /// The cache is no more.
+    Dropped,
 }
 
 /// An item as the wire carries it.
