@@ -2,13 +2,34 @@
 //!
 //! Made by `ops`, read by applications and the command line.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kv_proto::segment::{self, Meta};
-use kv_proto::wire::{self, Durability, Freshness};
+use kv_proto::wire::{self, Durability, Effect, What};
 use kv_proto::{BootMs, Version};
 
+use crate::observe::Source;
 use crate::shared::Parts;
+
+/// Whether an item may be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// It is in its life.
+    Fresh,
+    /// It is past its life, or was made stale, and is kept.
+    Stale,
+    /// It is in its life, and says that there is nothing to be had. Only typed caches know such.
+    Negative,
+}
+
+impl From<wire::Freshness> for Freshness {
+    fn from(freshness: wire::Freshness) -> Freshness {
+        match freshness {
+            wire::Freshness::Fresh => Freshness::Fresh,
+            wire::Freshness::Stale => Freshness::Stale,
+        }
+    }
+}
 
 /// An item with all that is known about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,9 +53,42 @@ pub struct Entry {
     pub load_cost: Duration,
     /// Its tags.
     pub tags: Vec<Vec<u8>>,
+    /// Whether shared memory or the daemon answered.
+    pub source: Source,
+    /// When that was.
+    pub seen: SystemTime,
 }
 
 impl Entry {
+    /// When it was put.
+    #[must_use]
+    pub fn created(&self) -> SystemTime {
+        self.seen - self.age
+    }
+
+    /// When it expires; `None`: never.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        let ms = self.expires_in_ms?;
+        let far = Duration::from_millis(ms.unsigned_abs());
+        if ms < 0 { self.seen.checked_sub(far) } else { self.seen.checked_add(far) }
+    }
+
+    /// Until when it may be served as stale; `None`: it never expires.
+    #[must_use]
+    pub fn stale_until(&self) -> Option<SystemTime> {
+        self.expires()?.checked_add(self.stale_for)
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.freshness == Freshness::Stale
+    }
+
+    /// What is left of its life; `None`: all there is.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.expires_in_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+    }
+
     /// How long it still lives, as of the answer.
     ///
     /// ```
@@ -62,12 +116,14 @@ impl Entry {
             value: item.value.to_vec(),
             value_bytes: entry.value_bytes,
             version: item.version,
-            freshness: entry.freshness,
+            freshness: entry.freshness.into(),
             age: Duration::from_millis(entry.age_ms),
             expires_in_ms: entry.expires_in_ms,
             stale_for: Duration::from_millis(entry.stale_for_ms),
             load_cost: Duration::from_millis(u64::from(entry.load_cost_ms)),
             tags: entry.tags.iter().map(|tag| tag.0.to_vec()).collect(),
+            source: Source::Socket,
+            seen: SystemTime::now(),
         })
     }
 }
@@ -91,6 +147,8 @@ impl Entry {
             stale_for: Duration::from_millis(meta.stale_for_ms),
             load_cost: Duration::from_millis(u64::from(meta.load_cost_ms)),
             tags: meta.tags(buffer).map(<[u8]>::to_vec).collect(),
+            source: Source::Shared,
+            seen: SystemTime::now(),
         })
     }
 }
@@ -282,6 +340,38 @@ pub struct CacheStats {
     pub times_overtaken: u64,
     /// Reads that had to ask, by reason.
     pub fallbacks: Fallbacks,
+    /// What `get_or_load` and its kin did.
+    pub loads: Loads,
+}
+
+/// What `get_or_load` and its kin did with one cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loads {
+    /// Answered by an item of the daemon. (Those of shared memory are [`CacheStats::shared_hits`].)
+    pub hits_socket: u64,
+    /// Answered by what this process loaded while the daemon was away.
+    pub hits_standby: u64,
+    /// Answers that said "there is none".
+    pub hits_negative: u64,
+    /// Answers that were past their life.
+    pub stale_served: u64,
+    /// Loaders that ended.
+    pub loads: u64,
+    /// Those of them that failed.
+    pub loads_failed: u64,
+    /// Reloads ahead of the end of a life.
+    pub refreshes: u64,
+    /// Callers that got what another one of this process loaded.
+    pub coalesced: u64,
+    /// Values that were not stored, because something newer had happened or the lease was lost.
+    pub leases_lost: u64,
+    /// Loads without a lease: inside a transaction, in a ring of loads, after waiting in vain, or with the daemon away.
+    pub loads_alone: u64,
+    /// Reads that missed because the daemon is away.
+    pub outage_misses: u64,
+    /// Stored bytes that were of another schema version, or no value.
+    pub undecodable: u64,
 }
 
 /// Reads that could not be answered from shared memory, by reason.
@@ -399,6 +489,81 @@ impl TransactionInfo {
                 .waits
                 .map(|(mode, name, ms)| (mode.to_owned(), text(name), Duration::from_millis(ms))),
             behind: info.behind.clone(),
+        }
+    }
+}
+
+/// Something that happened to a watched cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// A key has a new item.
+    Put {
+        /// The cache.
+        cache: String,
+        /// The key.
+        key: Vec<u8>,
+        /// The item's version.
+        version: Version,
+        /// The length of its value.
+        value_bytes: u32,
+    },
+    /// A key has no item any more: deleted, taken, or expired by hand. An expiry that comes by itself is not told.
+    Removed {
+        /// The cache.
+        cache: String,
+        /// The key.
+        key: Vec<u8>,
+        /// The sequence.
+        version: Version,
+    },
+    /// Many items were made gone or stale at once.
+    Cleared {
+        /// The cache.
+        cache: String,
+        /// Which.
+        scope: ClearedScope,
+        /// What they are now.
+        effect: Effect,
+        /// The sequence.
+        version: Version,
+    },
+    /// The cache is no more.
+    Dropped {
+        /// The cache.
+        cache: String,
+        /// The sequence.
+        version: Version,
+    },
+    /// Changes were left out: this client did not keep up, or was not connected for a while.
+    Missed {
+        /// How many there were at least; 0: nobody knows.
+        at_least: u64,
+    },
+}
+
+/// What a clear covered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClearedScope {
+    /// The whole cache.
+    All,
+    /// Keys that start so.
+    Prefix(Vec<u8>),
+    /// Items with this tag.
+    Tag(Vec<u8>),
+}
+
+impl Change {
+    pub(crate) fn from_wire(change: &wire::Change<'_>) -> Change {
+        let (cache, version) = (change.cache.to_owned(), change.version);
+        let cleared = |scope, effect| Change::Cleared { cache: change.cache.to_owned(), scope, effect, version };
+        match change.what {
+            What::Put { key, value_bytes } => Change::Put { cache, key: key.to_vec(), version, value_bytes },
+            What::Removed { key } => Change::Removed { cache, key: key.to_vec(), version },
+            What::Cleared { effect } => cleared(ClearedScope::All, effect),
+            What::ClearedPrefix { prefix, effect } => cleared(ClearedScope::Prefix(prefix.to_vec()), effect),
+            What::ClearedTag { tag, effect } => cleared(ClearedScope::Tag(tag.to_vec()), effect),
+            What::Dropped => Change::Dropped { cache, version },
         }
     }
 }

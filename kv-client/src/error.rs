@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
@@ -26,7 +27,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// assert_eq!(error.retry_advice(), RetryAdvice::Reconnect);
 /// assert!(error.to_string().contains("/nowhere/kvd.sock"));
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No daemon at any place looked at.
@@ -41,7 +42,7 @@ pub enum Error {
         /// Whether the write may have happened all the same.
         maybe_applied: bool,
         /// What the kernel said.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The deadline passed.
     #[error("no answer within {waited:?}{}", maybe(*.maybe_applied))]
@@ -99,10 +100,26 @@ pub enum Error {
         /// What the decoder says.
         source: Option<FrameError>,
     },
+    /// The caller's own loader failed, and there was nothing stale to serve instead.
+    #[error("loading {key} of cache {cache} failed: {source}")]
+    Loader {
+        /// The cache.
+        cache: Box<str>,
+        /// The key, or how many there were; what is not ASCII escaped.
+        key: Box<str>,
+        /// What the loader said. All who waited for it get the same.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// A value cannot be encoded, or stored bytes are not a value of this type.
+    #[error("{message}")]
+    Codec {
+        /// What, and what the codec says.
+        message: String,
+    },
 }
 
 /// A place where a daemon was looked for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Attempt {
     /// The socket's path.
@@ -110,7 +127,7 @@ pub struct Attempt {
     /// Why this path was tried: for example `KVD_SOCKET`.
     pub origin: &'static str,
     /// Why it did not do.
-    pub reason: io::Error,
+    pub reason: Arc<io::Error>,
 }
 
 /// When the same call is worth making again.
@@ -139,6 +156,8 @@ impl Error {
             Error::Conflict { .. } => ErrorKind::Conflict,
             Error::TooLarge { .. } => ErrorKind::TooLarge,
             Error::Protocol { .. } => ErrorKind::Protocol,
+            Error::Loader { .. } => ErrorKind::Loader,
+            Error::Codec { .. } => ErrorKind::Codec,
         }
     }
 
@@ -162,6 +181,8 @@ impl Error {
             | Error::Conflict { .. }
             | Error::TooLarge { .. }
             | Error::Invalid { .. }
+            | Error::Loader { .. }
+            | Error::Codec { .. }
             | Error::Protocol { .. } => Duration::ZERO,
         };
         match self.kind() {
@@ -187,8 +208,37 @@ impl Error {
             Error::Unreachable { .. }
             | Error::Conflict { .. }
             | Error::TooLarge { .. }
+            | Error::Loader { .. }
+            | Error::Codec { .. }
             | Error::Invalid { .. } => false,
         }
+    }
+
+    /// Whether the daemon is away, or as good as that: nobody there, no answer, or on its way out.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+    }
+
+    pub(crate) fn lost(maybe_applied: bool, source: impl Into<io::Error>) -> Error {
+        Error::Lost { maybe_applied, source: Arc::new(source.into()) }
+    }
+
+    /// The error for whoever would wait for what it holds itself.
+    pub(crate) fn deadlock(message: String) -> Error {
+        Error::Refused { kind: ErrorKind::Deadlock, message, maybe_applied: false, retry_after: Duration::ZERO }
+    }
+
+    /// The error of a wait for a lock in vain.
+    pub(crate) fn lock_busy(name: &str, waited: Duration, holder: &str) -> Error {
+        let message = format!("waited {waited:?} for lock {name}, which {holder} has");
+        Error::Refused { kind: ErrorKind::Timeout, message, maybe_applied: false, retry_after: Duration::ZERO }
+    }
+
+    /// The error of somebody who held a lock.
+    pub(crate) fn lock_lost(name: &str) -> Error {
+        let message = format!("lock {name} is lost: its connection ended");
+        Error::Refused { kind: ErrorKind::LeaseLost, message, maybe_applied: false, retry_after: Duration::ZERO }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Error {
@@ -246,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_write_that_may_have_been_applied_is_never_called_retryable() {
-        let lost = |maybe_applied| Error::Lost { maybe_applied, source: io::ErrorKind::BrokenPipe.into() };
+        let lost = |maybe_applied| Error::lost(maybe_applied, io::ErrorKind::BrokenPipe);
         assert_eq!(lost(false).retry_advice(), RetryAdvice::Reconnect);
         assert_eq!(lost(true).retry_advice(), RetryAdvice::Never);
         assert!(!lost(true).is_retryable());

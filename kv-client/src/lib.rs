@@ -31,28 +31,42 @@ mod answers;
 mod asynchronous;
 mod batch;
 pub mod blocking;
+mod codec;
 mod error;
 mod fork;
 mod frames;
 mod limits;
+mod load;
 mod lock;
 mod many;
+mod observe;
 mod ops;
 mod options;
+mod outage;
 pub mod places;
 mod retry;
 mod scanning;
+mod scope;
 mod shared;
 mod transact;
+mod typed;
+mod undelivered;
 
 pub use answers::{
-    CacheInfo, CacheStats, ClientInfo, ClientStats, Committed, Entry, Fallbacks, Life, Metric, Page,
-    PutOutcome, ReadPath, TransactionInfo, Transactions,
+    CacheInfo, CacheStats, Change, ClearedScope, ClientInfo, ClientStats, Committed, Entry, Fallbacks, Freshness, Life, Loads,
+    Metric, Page, PutOutcome, ReadPath, TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
-pub use asynchronous::{Admin, Cache, Client, Scan, Transaction};
+pub use asynchronous::{Admin, Cache, Client, LockGuard, Scan, Transaction, Watch};
 pub use batch::Batch;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;
-pub use kv_proto::wire::{Durability, Effect, ErrorKind, Freshness};
-pub use options::{Builder, Initial, PutOptions, RetryPolicy, Sliding, Ttl};
+pub use codec::SchemaVersion;
+pub use kv_proto::wire::{Durability, Effect, ErrorKind};
+pub use load::{EntryBuilder, Fill, Missing, OnBusy};
+#[cfg(feature = "metrics")]
+pub use observe::MetricsObserver;
+pub use observe::{Event, Observer, Source};
+pub use options::{Builder, Initial, OnOutage, PutOptions, RetryPolicy, Sliding, Ttl};
+pub use scope::Scope;
+pub use typed::{Typed, TypedEntry};

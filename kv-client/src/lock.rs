@@ -27,3 +27,29 @@ impl<T> Lock<T> {
         }
     }
 }
+
+/// Wakes those who wait for what a [`Lock`] guards to change.
+#[derive(Debug, Default)]
+pub(crate) struct Signal(std::sync::Condvar);
+
+impl Signal {
+    pub(crate) fn all(&self) {
+        self.0.notify_all();
+    }
+
+    /// Gives the lock away until somebody signals, or until then; `None`: however long that takes.
+    pub(crate) fn wait<'a, T>(
+        &self,
+        guard: std::sync::MutexGuard<'a, T>,
+        until: Option<std::time::Instant>,
+    ) -> std::sync::MutexGuard<'a, T> {
+        let ignore = std::sync::PoisonError::into_inner;
+        match until {
+            None => self.0.wait(guard).unwrap_or_else(ignore),
+            Some(until) => {
+                let left = until.saturating_duration_since(std::time::Instant::now());
+                self.0.wait_timeout(guard, left).map_or_else(|poisoned| poisoned.into_inner().0, |waited| waited.0)
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ use kv_proto::Version;
 use kv_proto::wire::{Condition, Durability, Expiry};
 
 use crate::limits;
+use crate::observe::{Observed, Observer};
 
 /// How a client tries again by itself. What it may try again is not a matter of policy: see the crate's documentation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,6 +57,19 @@ pub(crate) struct Settings {
     pub(crate) restart_grace: Duration,
     pub(crate) idle_connections_max: usize,
     pub(crate) shared_memory: bool,
+    pub(crate) on_outage: OnOutage,
+    pub(crate) observer: Observed,
+}
+
+/// What calls answer while the daemon is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnOutage {
+    /// Reads miss. `delete`, `expire` and `clear` are kept and delivered when it is back, and answer as if there had been
+    /// nothing; other writes report.
+    #[default]
+    Miss,
+    /// Everything reports.
+    Error,
 }
 
 /// Makes a client: `Builder<blocking::Client>` the blocking one, `Builder<Client>` the async one.
@@ -63,7 +77,7 @@ pub(crate) struct Settings {
 /// ```
 /// # use std::time::Duration;
 /// # let server = kvd::testing::server();
-/// use kv_client::{RetryPolicy, blocking::Client};
+/// use kv_client::{OnOutage, RetryPolicy, blocking::Client};
 /// let client = Client::builder()
 ///     .socket(server.socket())
 ///     .name("storefront")
@@ -73,6 +87,7 @@ pub(crate) struct Settings {
 ///     .retry(RetryPolicy { sends_max: 3, ..RetryPolicy::default() })
 ///     .idle_connections_max(4)
 ///     .shared_memory(true)
+///     .on_outage(OnOutage::Error)
 ///     .build()?;
 /// client.ping()?;
 /// # Ok::<(), kv_client::Error>(())
@@ -100,6 +115,8 @@ impl<C> Builder<C> {
             restart_grace: limits::RESTART_GRACE_DEFAULT,
             idle_connections_max: limits::IDLE_CONNECTIONS_MAX,
             shared_memory: true,
+            on_outage: OnOutage::Miss,
+            observer: Observed::default(),
         };
         Builder { settings, makes: PhantomData }
     }
@@ -144,6 +161,18 @@ impl<C> Builder<C> {
     /// Whether caches are read through shared memory where the daemon allows it; yes unless said.
     pub fn shared_memory(mut self, shared: bool) -> Self {
         self.settings.shared_memory = shared;
+        self
+    }
+
+    /// What calls answer while the daemon is away; [`OnOutage::Miss`] unless said.
+    pub fn on_outage(mut self, on_outage: OnOutage) -> Self {
+        self.settings.on_outage = on_outage;
+        self
+    }
+
+    /// Who is told what happens.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.settings.observer = Observed::by(observer);
         self
     }
 

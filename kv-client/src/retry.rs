@@ -4,14 +4,13 @@
 //! changes nothing more, or if its own version condition guards it; and then a refusal of the repetition is reported
 //! as "may have been applied". It never repeats beyond the call's deadline or the policy's bound.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kv_proto::wire::{ErrorKind, Response, decode};
 
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::lock::Lock;
+use crate::outage::Outage;
 use crate::ops::{Repeat, Sending};
 use crate::options::{RetryPolicy, Settings};
 
@@ -114,7 +113,7 @@ impl Attempts {
     /// No connection could be made: the pause before the next attempt, or the error.
     pub(crate) fn not_connected(&mut self, error: Error, outage: &Outage) -> Result<Duration> {
         let worth_it = match &error {
-            Error::Unreachable { .. } => !outage.grace_left(self.restart_grace).is_zero(),
+            Error::Unreachable { .. } => outage.has_grace(self.restart_grace, &error),
             // A daemon that is there but full, or on its way out.
             Error::Refused { kind: ErrorKind::Unavailable, .. } => self.failures + 1 < self.policy.sends_max,
             _ => false,
@@ -149,7 +148,7 @@ impl Attempts {
             Response::Refused { .. } | Response::Conflict { .. } if self.ambiguous => {
                 let source =
                     std::io::Error::other("an earlier sending of this write may be what it is refused for");
-                Step::Done(Err(Error::Lost { maybe_applied: true, source }))
+                Step::Done(Err(Error::lost(true, source)))
             }
             _ => Step::Done(read(response).map_err(|error| self.settle(error))),
         }
@@ -165,7 +164,7 @@ impl Attempts {
                 *maybe_applied = (*maybe_applied || self.ambiguous) && self.repeat != Repeat::Harmless;
                 error
             }
-            _ if self.ambiguous => Error::Lost { maybe_applied: true, source: std::io::Error::other(error) },
+            _ if self.ambiguous => Error::lost(true, std::io::Error::other(error)),
             _ => error,
         }
     }
@@ -198,30 +197,6 @@ pub(crate) fn fits(sending: &Sending, terms: crate::frames::Terms) -> Result<()>
     Error::check("request", "bytes", sending.frame.len(), terms.frame_bytes_max)
 }
 
-/// Since when the daemon is away.
-#[derive(Debug, Default)]
-pub(crate) struct Outage {
-    ever_connected: AtomicBool,
-    away_since: Lock<Option<Instant>>,
-}
-
-impl Outage {
-    /// A connection was made.
-    pub(crate) fn over(&self) {
-        self.ever_connected.store(true, Ordering::Relaxed);
-        *self.away_since.lock() = None;
-    }
-
-    /// How much longer calls wait for a daemon that was there. Where none ever was, nobody waits.
-    fn grace_left(&self, grace: Duration) -> Duration {
-        if !self.ever_connected.load(Ordering::Relaxed) {
-            return Duration::ZERO;
-        }
-        let since = *self.away_since.lock().get_or_insert_with(Instant::now);
-        grace.saturating_sub(since.elapsed())
-    }
-}
-
 /// A deadline that cannot overflow, however long somebody is willing to wait.
 pub(crate) fn deadline_after(wait: Duration) -> Instant {
     Instant::now() + wait.min(Duration::from_secs(365 * 24 * 3_600))
@@ -242,7 +217,7 @@ mod tests {
     }
 
     fn gone() -> Error {
-        Error::Lost { maybe_applied: true, source: io::ErrorKind::ConnectionReset.into() }
+        Error::lost(true, io::ErrorKind::ConnectionReset)
     }
 
     #[test]
@@ -250,10 +225,7 @@ mod tests {
         for repeat in [Repeat::Harmless, Repeat::Guarded, Repeat::Never] {
             let mut attempts = attempts(repeat);
             let not_sent = || {
-                Failure::NotSent(Error::Lost {
-                    maybe_applied: false,
-                    source: io::ErrorKind::BrokenPipe.into(),
-                })
+                Failure::NotSent(Error::lost(false, io::ErrorKind::BrokenPipe))
             };
             for _ in 1..RetryPolicy::default().sends_max {
                 attempts.lost(not_sent()).unwrap();
@@ -306,13 +278,5 @@ mod tests {
         while let Ok(_pause) = attempts.lost(Failure::Sent(gone())) {}
         assert!(!attempts.lost(Failure::Sent(gone())).unwrap_err().maybe_applied());
         assert!(!attempts.timed_out(true).maybe_applied());
-    }
-
-    #[test]
-    fn nobody_waits_for_a_daemon_that_never_was() {
-        let outage = Outage::default();
-        assert!(outage.grace_left(Duration::from_secs(2)).is_zero());
-        outage.over();
-        assert!(outage.grace_left(Duration::from_secs(2)) > Duration::from_secs(1));
     }
 }

@@ -71,7 +71,7 @@ pub const NAMED_LOCK_LIFE_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Leases and named locks a connection holds. Beyond: `TooLarge`.
 pub const HELD_MAX: usize = GET_MANY_KEYS_MAX;
 /// What a caller says that it holds. Beyond: `TooLarge`.
-pub const HOLDS_MAX: usize = 64;
+pub const HOLDS_MAX: usize = 2 * HELD_MAX;
 /// Changes that wait for a slow watcher. Beyond: they are left out, and counted.
 pub const WATCH_CHANGES_MAX: usize = 4_096;
 /// Watchers at once. Beyond: `Unavailable`.

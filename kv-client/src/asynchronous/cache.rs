@@ -7,29 +7,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_proto::Version;
-use kv_proto::wire::{Effect, Freshness, Response, Scope};
+use kv_proto::wire::{self, Effect, Response};
 
 use super::client::Client;
 use super::scan::Scan;
-use crate::answers::{Committed, Entry, Life, PutOutcome};
+use crate::answers::{Committed, Entry, Freshness, Life, PutOutcome};
 use crate::batch::BatchData;
 use crate::error::Result;
 use crate::many::GetMany;
 use crate::ops::{self, Call};
 use crate::options::{Initial, PutOptions, Sliding, Ttl};
-use crate::shared::{Parts, Seat, give_back, scratch};
+use crate::scope::Scope;
+use crate::shared::{Found, Parts, Seat, give_back, scratch};
 
 /// One cache: a named space of keys with its own budget, lives and durability. Cheap to clone. Keys are 1 to 1,024 bytes,
 /// values up to what the daemon takes (1 MiB unless configured).
 #[derive(Debug, Clone)]
 pub struct Cache {
-    client: Client,
-    seat: Arc<Seat>,
+    pub(super) client: Client,
+    pub(super) seat: Arc<Seat>,
+    pub(super) scope: Option<Scope>,
 }
 
 impl Cache {
     pub(super) fn new(client: Client, seat: Arc<Seat>) -> Cache {
-        Cache { client, seat }
+        Cache { client, seat, scope: None }
+    }
+
+    /// The same cache, whose reads and loads are recorded in `scope`.
+    #[must_use]
+    pub fn in_scope(&self, scope: &Scope) -> Cache {
+        Cache { scope: Some(scope.clone()), ..self.clone() }
     }
 
     /// Its name.
@@ -58,8 +66,11 @@ impl Cache {
     pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Vec<u8>>> {
         let key = key.as_ref();
         let mut value = Vec::new();
+        if self.scope.is_some() {
+            return Ok(self.get_into(key, &mut value).await?.then_some(value));
+        }
         match self.value(key, &mut value) {
-            Some(found) => Ok(found.then_some(value)),
+            Some(found) => Ok((found == Found::Fresh).then_some(value)),
             None => self.ask(ops::get(self.name(), key, None)?).await,
         }
     }
@@ -85,7 +96,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get_sliding(&self, key: impl AsRef<[u8]>, sliding: Sliding) -> Result<Option<Vec<u8>>> {
-        self.call(ops::get(self.name(), key.as_ref(), Some(sliding))?).await
+        let answer = self.call(ops::get(self.name(), key.as_ref(), Some(sliding))?).await;
+        self.client.forgive(&self.seat, answer)
     }
 
     /// The value with all that is known about it; stale items too.
@@ -108,10 +120,15 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub async fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
         let key = key.as_ref();
-        match self.entry(key, Parts::All) {
-            Some(entry) => Ok(entry),
-            None => self.ask(ops::get_entry(self.name(), key)?).await,
+        let entry = match self.seen(key, Parts::All) {
+            Some(entry) => entry,
+            None => self.ask(ops::get_entry(self.name(), key)?).await?,
+        };
+        if let (Some(scope), Some(entry)) = (&self.scope, &entry) {
+            let left = if entry.is_stale() { Some(Duration::ZERO) } else { entry.left() };
+            scope.used(left, entry.stale_for, &entry.tags);
         }
+        Ok(entry)
     }
 
     /// As `get`, into a buffer that is used again: whether there was an item. The buffer is emptied first.
@@ -135,12 +152,18 @@ impl Cache {
     pub async fn get_into(&self, key: impl AsRef<[u8]>, value: &mut Vec<u8>) -> Result<bool> {
         let key = key.as_ref();
         value.clear();
+        if self.scope.is_some() {
+            let Some(entry) = self.get_entry(key).await?.filter(|entry| !entry.is_stale()) else { return Ok(false) };
+            *value = entry.value;
+            return Ok(true);
+        }
         if let Some(found) = self.value(key, value) {
-            return Ok(found);
+            return Ok(found == Found::Fresh);
         }
         let sending = ops::get_sending(self.name(), key, None)?;
         let read = |response: Response<'_>| ops::read_value(response, |bytes| value.extend_from_slice(bytes));
-        Ok(self.client.ask(&self.seat, sending, read).await?.is_some())
+        let found = self.client.ask(&self.seat, sending, read).await;
+        Ok(self.client.forgive(&self.seat, found)?.is_some())
     }
 
     /// As `get`, for a value that is only looked at: `read` gets it in a buffer that is used again.
@@ -191,13 +214,23 @@ impl Cache {
     /// see also [`Error`](crate::Error).
     pub async fn get_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Vec<u8>>>> {
         let mut is_due = false;
-        if let Some(values) = self.seat.values(keys, &mut is_due) {
+        if let Some(values) = self.seat.values(keys, self.scope.as_ref(), &mut is_due) {
             self.tell(is_due);
+            return Ok(values);
+        }
+        if self.scope.is_some() {
+            let mut values = Vec::with_capacity(keys.len());
+            for key in keys {
+                values.push(self.get(key).await?);
+            }
             return Ok(values);
         }
         let mut many = GetMany::new(self.name(), keys)?;
         while let Some(sending) = many.next() {
-            self.client.ask(&self.seat, sending, |response| many.answered(response)).await?;
+            let asked = self.client.ask(&self.seat, sending, |response| many.answered(response).map(Some)).await;
+            if self.client.forgive(&self.seat, asked)?.is_none() {
+                return Ok(keys.iter().map(|_| None).collect());
+            }
         }
         Ok(many.values())
     }
@@ -220,7 +253,7 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub async fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         let key = key.as_ref();
-        match self.entry(key, Parts::Description) {
+        match self.seen(key, Parts::Description) {
             Some(entry) => Ok(entry.is_some_and(|entry| entry.freshness == Freshness::Fresh)),
             None => self.ask(ops::contains(self.name(), key)?).await,
         }
@@ -246,7 +279,7 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub async fn describe(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
         let key = key.as_ref();
-        match self.entry(key, Parts::Description) {
+        match self.seen(key, Parts::Description) {
             Some(entry) => Ok(entry),
             None => self.ask(ops::describe(self.name(), key)?).await,
         }
@@ -270,7 +303,7 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub async fn ttl(&self, key: impl AsRef<[u8]>) -> Result<Option<Life>> {
         let key = key.as_ref();
-        match self.entry(key, Parts::Description) {
+        match self.seen(key, Parts::Description) {
             Some(entry) => Ok(entry.map(|entry| entry.life())),
             None => self.ask(ops::ttl(self.name(), key)?).await,
         }
@@ -379,7 +412,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn expire(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Option<Version>> {
-        self.call(ops::expire(self.name(), key.as_ref(), ttl)?).await
+        let call = ops::expire(self.name(), key.as_ref(), ttl)?;
+        match ttl {
+            Ttl::Now | Ttl::Stale => self.invalidate(Some(key.as_ref()), call).await,
+            Ttl::After(_) | Ttl::Never => self.call(call).await,
+        }
     }
 
     /// Deletes an item: whether there was one.
@@ -400,7 +437,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.call(ops::delete(self.name(), key.as_ref())?).await
+        self.invalidate(Some(key.as_ref()), ops::delete(self.name(), key.as_ref())?).await
     }
 
     /// Deletes many items, all in one commit: how many there were. At most 1,024.
@@ -421,7 +458,9 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub async fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
         let batch = BatchData::deletes(self.name(), keys);
-        Ok(self.call(ops::commit(&batch)?).await?.changed)
+        keys.iter().for_each(|key| self.client.here().standby.forget(self.seat.id(), key.as_ref()));
+        self.client.tell_along(&self.seat);
+        self.client.invalidate(Some(self.name()), ops::commit_changed(&batch)?).await
     }
 
     /// Reads and deletes in one: of several callers one gets it.
@@ -485,7 +524,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear(&self, effect: Effect) -> Result<Version> {
-        self.call(ops::clear(Scope::Cache(self.name()), effect)?).await
+        self.invalidate(None, ops::clear(wire::Scope::Cache(self.name()), effect)?).await
     }
 
     /// Makes the items of the cache with this tag gone or stale.
@@ -507,8 +546,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Tag { cache: Some(self.name()), tag: tag.as_ref() };
-        self.call(ops::clear(scope, effect)?).await
+        let scope = wire::Scope::Tag { cache: Some(self.name()), tag: tag.as_ref() };
+        self.invalidate(None, ops::clear(scope, effect)?).await
     }
 
     /// Makes the items of the cache whose keys start so gone or stale.
@@ -529,8 +568,8 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_prefix(&self, prefix: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        let scope = Scope::Prefix { cache: self.name(), prefix: prefix.as_ref() };
-        self.call(ops::clear(scope, effect)?).await
+        let scope = wire::Scope::Prefix { cache: self.name(), prefix: prefix.as_ref() };
+        self.invalidate(None, ops::clear(scope, effect)?).await
     }
 
     /// Removes the cache and all its items.
@@ -576,14 +615,14 @@ impl Cache {
 
     /// Reads shared memory; `None`: ask.
     #[inline]
-    fn value(&self, key: &[u8], value: &mut Vec<u8>) -> Option<bool> {
+    fn value(&self, key: &[u8], value: &mut Vec<u8>) -> Option<Found> {
         let mut is_due = false;
         let found = self.seat.value(key, value, &mut is_due);
         self.tell(is_due);
         found
     }
 
-    fn entry(&self, key: &[u8], parts: Parts) -> Option<Option<Entry>> {
+    fn seen(&self, key: &[u8], parts: Parts) -> Option<Option<Entry>> {
         let mut is_due = false;
         let entry = self.seat.entry(key, parts, &mut is_due);
         self.tell(is_due);
@@ -591,15 +630,27 @@ impl Cache {
     }
 
     #[inline]
-    fn tell(&self, is_due: bool) {
+    pub(super) fn tell(&self, is_due: bool) {
         if is_due {
             self.client.tell(&self.seat);
         }
     }
 
     /// A read that shared memory could not answer.
-    async fn ask<T>(&self, call: Call<T>) -> Result<T> {
-        self.client.ask(&self.seat, call.sending, call.read).await
+    async fn ask<T: Default>(&self, call: Call<T>) -> Result<T> {
+        let answer = self.client.ask(&self.seat, call.sending, call.read).await;
+        self.client.forgive(&self.seat, answer)
+    }
+
+    /// An invalidation of a key, or of many.
+    async fn invalidate<T: Default>(&self, key: Option<&[u8]>, call: Call<T>) -> Result<T> {
+        let standby = &self.client.here().standby;
+        match key {
+            Some(key) => standby.forget(self.seat.id(), key),
+            None => standby.clear(),
+        }
+        self.client.tell_along(&self.seat);
+        self.client.invalidate(Some(self.name()), call).await
     }
 
     async fn call<T>(&self, call: Call<T>) -> Result<T> {

@@ -14,17 +14,24 @@ use tokio::time::{sleep, timeout_at};
 use super::admin::Admin;
 use super::cache::Cache;
 use super::link::Link;
+use super::load::Flight;
 use super::pipe::Lane;
 use super::transaction::Transaction;
+use super::way::Way;
 use crate::answers::{ClientStats, Committed};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
-use crate::limits::WAITING_CONNECTIONS_MAX;
+use crate::limits::{LOADS_MAX, WAITING_CONNECTIONS_MAX};
+use crate::load::chain::{Chain, InChain};
+use crate::load::flights::Flights;
+use crate::load::standby::Standby;
 use crate::lock::Lock;
+use crate::observe::Event;
 use crate::ops::{self, Call, Repeat, Sending, Wish};
-use crate::options::{Builder, Settings};
-use crate::retry::{Attempts, Failure, Outage, Step};
+use crate::options::{Builder, OnOutage, Settings};
+use crate::outage::Outage;
+use crate::retry::{Attempts, Failure, Step};
 use crate::shared::{Seat, Seats};
 use crate::transact::{Tries, is_worth_another_try, lock_wait};
 
@@ -56,14 +63,18 @@ struct Shared {
     seats: Seats,
 }
 
-/// The connections of one process.
-struct Lanes {
+/// What one process has of the client: its connections, and the loads under way.
+pub(super) struct Lanes {
     reads: Lane,
     writes: Lane,
     /// Turns for requests that may wait, and the connections nobody uses just now.
     waits: Arc<Semaphore>,
+    /// Turns for loads. Others, because a loader may itself make requests that wait.
+    loads: Arc<Semaphore>,
     idle: Lock<Vec<Link>>,
-    outage: Outage,
+    pub(super) outage: Arc<Outage>,
+    pub(super) flights: Flights<Flight>,
+    pub(super) standby: Standby,
 }
 
 impl Default for Lanes {
@@ -72,8 +83,11 @@ impl Default for Lanes {
             reads: Lane::default(),
             writes: Lane::default(),
             waits: Arc::new(Semaphore::new(WAITING_CONNECTIONS_MAX)),
+            loads: Arc::new(Semaphore::new(LOADS_MAX)),
             idle: Lock::default(),
-            outage: Outage::default(),
+            outage: Arc::default(),
+            flights: Flights::default(),
+            standby: Standby::default(),
         }
     }
 }
@@ -81,7 +95,7 @@ impl Default for Lanes {
 impl Inherited for Lanes {
     /// The parent's streams are left alone: they hang on its runtime.
     fn begin_anew(&self) -> Lanes {
-        Lanes::default()
+        Lanes { outage: Arc::new(self.outage.begin_anew()), ..Lanes::default() }
     }
 }
 
@@ -217,7 +231,8 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.call(ops::clear(Scope::Everything, effect)?).await
+        self.here().standby.clear();
+        self.invalidate(None, ops::clear(Scope::Everything, effect)?).await
     }
 
     /// Makes the items with this tag gone or stale, in all caches.
@@ -239,7 +254,8 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.call(ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?).await
+        self.here().standby.clear();
+        self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?).await
     }
 
     /// Asks the daemon for a sign of life.
@@ -361,7 +377,9 @@ impl Client {
             let error = match self.begin_by(tries.begin(self.op_timeout)).await {
                 Ok(mut transaction) => {
                     tries.began(transaction.number());
-                    match work(&mut transaction).await {
+                    let within = Chain::current().transacting(transaction.number());
+                    let worked = InChain::new(within, work(&mut transaction)).await;
+                    match worked {
                         Ok(value) => match transaction.commit().await {
                             Ok(_) => return Ok(value),
                             Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
@@ -431,15 +449,6 @@ impl Client {
         Ok(answer)
     }
 
-    /// Maps the segment beside the caller, who goes on over the socket until it is there.
-    fn attach_if_wanted(&self, seat: &Arc<Seat>) {
-        let shared = Arc::clone(&self.shared);
-        if let Some(claim) = seat.claim(&shared.settings) {
-            let seat = Arc::clone(seat);
-            drop(tokio::task::spawn_blocking(move || seat.attach(&shared.settings, claim)));
-        }
-    }
-
     /// Tells what was read without asking, on its own.
     pub(super) fn tell(&self, seat: &Seat) {
         self.tell_now(seat.report());
@@ -462,12 +471,28 @@ impl Client {
         self.call_with(call.sending, call.read).await
     }
 
-    /// A transaction on a connection of its own. One that was pooled may have been closed since, and then the next is tried.
     async fn begin_by(&self, call: Call<u64>) -> Result<Transaction> {
+        let mut attempts = self.attempts(call.sending.repeat);
+        let (way, number) = self.set_out(&call, &mut attempts, Turns::Waits).await?;
+        Ok(Transaction::begun(self, way, number))
+    }
+
+    /// The first of several requests that belong together, and the way that the others take. A pooled connection may have been
+    /// closed since, and then the next is tried.
+    pub(super) async fn set_out<T>(
+        &self,
+        call: &Call<T>,
+        attempts: &mut Attempts,
+        turns: Turns,
+    ) -> Result<(Way, T)> {
         let Shared { settings, lanes, .. } = &*self.shared;
         let lanes = lanes.here();
-        let mut attempts = Attempts::new(settings, self.op_timeout, call.sending.repeat);
-        let turn = timeout_at(attempts.deadline().into(), Arc::clone(&lanes.waits).acquire_owned()).await;
+        lanes.outage.admit()?;
+        let turns = Arc::clone(match turns {
+            Turns::Waits => &lanes.waits,
+            Turns::Loads => &lanes.loads,
+        });
+        let turn = timeout_at(attempts.deadline().into(), turns.acquire_owned()).await;
         let turn =
             turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed");
         loop {
@@ -475,10 +500,19 @@ impl Client {
             let pooled = idle.is_some();
             let mut link = match idle {
                 Some(link) => link,
-                None => connect(settings, &lanes.outage, &mut attempts).await?,
+                None => connect(settings, &lanes.outage, attempts).await?,
             };
-            match link.converse(&call, &mut attempts).await {
-                Ok(number) => return Ok(Transaction::begun(self, link, turn, number?)),
+            match link.converse(call, attempts).await {
+                Ok(answer) => {
+                    lanes.outage.answered();
+                    return match answer {
+                        Ok(answer) => Ok((Way::new(link, turn), answer)),
+                        Err(error) => {
+                            lanes.give_back(link, settings);
+                            Err(error)
+                        }
+                    };
+                }
                 Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
                 Err(failure @ (Failure::NotSent(Error::Lost { .. }) | Failure::Sent(Error::Lost { .. }))) => {
                     sleep(attempts.lost(failure)?).await;
@@ -488,9 +522,73 @@ impl Client {
         }
     }
 
-    /// Takes back a connection that has nothing open.
-    pub(super) fn give_back(&self, link: Link) {
-        self.shared.lanes.here().give_back(link, &self.shared.settings);
+    /// Whether a load inside a load need not wait for its turn: one that did might wait for itself.
+    pub(super) fn has_turn_for_load(&self) -> bool {
+        self.here().loads.available_permits() > 0
+    }
+
+    /// Takes back a way on which nothing is open.
+    pub(super) fn give_back(&self, way: Way) {
+        self.here().give_back(way.into_link(), &self.shared.settings);
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    pub(super) fn op_timeout(&self) -> Duration {
+        self.op_timeout
+    }
+
+    /// What this process has of the client.
+    pub(super) fn here(&self) -> &Lanes {
+        self.shared.lanes.here()
+    }
+
+    /// A read's answer: a miss instead of the error of a daemon that is away, where that is wanted.
+    pub(super) fn forgive<T: Default>(&self, seat: &Seat, answer: Result<T>) -> Result<T> {
+        match answer {
+            Err(error) if error.is_outage() && self.shared.settings.on_outage == OnOutage::Miss => {
+                seat.loads().outage_miss();
+                self.shared.settings.observer.observe(&Event::OutageMiss { cache: seat.name() });
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
+    /// An invalidation: while the daemon is away it is kept and delivered later, where that is wanted. `cache`: the only one
+    /// that it concerns.
+    pub(super) async fn invalidate<T: Default>(&self, cache: Option<&str>, call: Call<T>) -> Result<T> {
+        let Shared { settings, .. } = &*self.shared;
+        let frame = call.sending.frame.clone();
+        match self.call(call).await {
+            Err(error) if error.is_outage() && settings.on_outage == OnOutage::Miss => {
+                self.here().outage.deliver_later(&frame, cache, settings, &error);
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
+    /// A request that waits for nothing was not answered in all its time: if nobody else was answered either, the daemon is as
+    /// good as dead.
+    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, error: &Error) {
+        let outage = &self.here().outage;
+        let is_patient = self.op_timeout >= self.shared.settings.op_timeout;
+        let is_timeout = matches!(error, Error::Timeout { .. });
+        if lane == ops::Lane::Reads && is_timeout && is_patient && outage.is_silent_since(answers) {
+            outage.open(&self.shared.settings, error);
+        }
+    }
+
+    /// Maps the segment beside the caller, who goes on over the socket until it is there.
+    pub(super) fn attach_if_wanted(&self, seat: &Arc<Seat>) {
+        let shared = Arc::clone(&self.shared);
+        if let Some(claim) = seat.claim(&shared.settings) {
+            let seat = Arc::clone(seat);
+            drop(tokio::task::spawn_blocking(move || seat.attach(&shared.settings, claim)));
+        }
     }
 
     /// One request's tries, all on the connection of a transaction.
@@ -506,6 +604,8 @@ impl Client {
     ) -> Result<T> {
         let Shared { settings, lanes, .. } = &*self.shared;
         let lanes = lanes.here();
+        lanes.outage.admit()?;
+        let answers = lanes.outage.answers();
         let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
         loop {
             let exchanged = match sending.lane {
@@ -516,17 +616,32 @@ impl Client {
                 ops::Lane::Waits => lanes.alone(settings, &sending, &mut attempts).await?,
             };
             let pause = match exchanged {
-                Ok(body) => match attempts.answered(&body, &mut read) {
-                    Step::Done(result) => return result,
-                    Step::Again(pause) => pause,
-                    Step::Broken(error) => return Err(error),
-                },
+                Ok(body) => {
+                    lanes.outage.answered();
+                    match attempts.answered(&body, &mut read) {
+                        Step::Done(result) => return result,
+                        Step::Again(pause) => pause,
+                        Step::Broken(error) => return Err(error),
+                    }
+                }
                 Err(Failure::NotSent(error @ Error::TooLarge { .. })) => return Err(error),
-                Err(failure) => attempts.lost(failure)?,
+                Err(failure) => {
+                    let lost = attempts.lost(failure);
+                    lost.inspect_err(|error| self.note_silence(sending.lane, answers, error))?
+                }
             };
             sleep(pause).await;
         }
     }
+}
+
+/// Whose turns a way takes one of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turns {
+    /// Transactions, locks, durable writes.
+    Waits,
+    /// Loads.
+    Loads,
 }
 
 impl Lanes {
@@ -581,14 +696,21 @@ impl Lanes {
 }
 
 /// Connects, again while that is right.
-pub(super) async fn connect(settings: &Settings, outage: &Outage, attempts: &mut Attempts) -> Result<Link> {
+pub(super) async fn connect(settings: &Settings, outage: &Arc<Outage>, attempts: &mut Attempts) -> Result<Link> {
     loop {
         match Link::open(settings, attempts.connect_deadline()).await {
             Ok(link) => {
-                outage.over();
+                outage.over(settings);
                 return Ok(link);
             }
-            Err(error) => sleep(attempts.not_connected(error, outage)?).await,
+            Err(error) => {
+                let pause = attempts.not_connected(error, outage).inspect_err(|error| {
+                    if matches!(error, Error::Unreachable { .. }) && outage.was_there() {
+                        outage.open(settings, error);
+                    }
+                })?;
+                sleep(pause).await;
+            }
         }
     }
 }

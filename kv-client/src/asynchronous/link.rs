@@ -38,8 +38,7 @@ impl Broken {
     pub(super) fn error(&self, maybe_applied: bool) -> Error {
         match self {
             Broken::Io(error) => {
-                let source = io::Error::new(error.kind(), error.to_string());
-                Error::Lost { maybe_applied, source }
+                Error::lost(maybe_applied, io::Error::new(error.kind(), error.to_string()))
             }
             Broken::Frame(cause) => frames::not_ours(cause.clone(), maybe_applied),
         }
@@ -54,7 +53,9 @@ impl Link {
             let opened = timeout_at(deadline.into(), Link::open_at(&path, &settings.name)).await;
             match opened.unwrap_or_else(|_elapsed| Err(Refusal::Nobody(io::ErrorKind::TimedOut.into()))) {
                 Ok(link) => return Ok(link),
-                Err(Refusal::Nobody(reason)) => tried.push(Attempt { path, origin, reason }),
+                Err(Refusal::Nobody(reason)) => {
+                    tried.push(Attempt { path, origin, reason: reason.into() });
+                }
                 Err(Refusal::Said(error)) => return Err(error),
             }
         }
@@ -96,7 +97,7 @@ impl Link {
         match timeout_at(deadline, write_all(&self.stream, &sending.frame, &mut written)).await {
             Ok(Ok(())) => {}
             // The daemon executes whole frames only.
-            Ok(Err(source)) => return Err(Failure::NotSent(Error::Lost { maybe_applied: false, source })),
+            Ok(Err(source)) => return Err(Failure::NotSent(Error::lost(false, source))),
             Err(_elapsed) => return Err(Failure::NotSent(attempts.timed_out(false))),
         }
         match timeout_at(deadline, read_frame(&self.stream, &mut self.inbox)).await {

@@ -20,7 +20,8 @@ use crate::frames::{Inbox, Terms};
 use crate::limits::{PIPELINE_BATCH_MAX, PIPELINE_QUEUE_MAX, RECEIVE_BYTES_KEPT_MAX};
 use crate::lock::Lock;
 use crate::ops::Sending;
-use crate::retry::{Attempts, Failure, Outage, fits};
+use crate::outage::Outage;
+use crate::retry::{Attempts, Failure, fits};
 
 /// The way to one of the pipelined connections, which comes and goes.
 #[derive(Debug, Default)]
@@ -60,7 +61,7 @@ impl Lane {
     pub(super) async fn pipe(
         &self,
         settings: &crate::options::Settings,
-        outage: &Outage,
+        outage: &Arc<Outage>,
         attempts: &mut Attempts,
     ) -> Result<Arc<Pipe>> {
         if let Some(pipe) = self.live() {
@@ -129,10 +130,7 @@ impl Pipe {
 }
 
 fn abandoned(maybe_applied: bool) -> Error {
-    Error::Lost {
-        maybe_applied,
-        source: io::Error::new(io::ErrorKind::BrokenPipe, "the connection was given up"),
-    }
+    Error::lost(maybe_applied, io::Error::new(io::ErrorKind::BrokenPipe, "the connection was given up"))
 }
 
 /// Who waits for an answer, and where in the stream of written bytes the request ends.

@@ -6,10 +6,8 @@
 use std::borrow::Borrow;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::client::Client;
-use super::link::Link;
+use super::way::Way;
 use crate::answers::{Committed, Entry, PutOutcome};
 use crate::error::{Error, Result};
 use crate::ops::{self, Call};
@@ -25,19 +23,16 @@ use crate::transact::{connection_lost, is_worth_another_try, nothing_applied};
 pub struct Transaction {
     client: Client,
     /// `None` once it is lost, and while a request is under way: a future that is dropped then takes it along.
-    link: Option<Link>,
-    /// One of the client's connections that may wait.
-    #[expect(dead_code, reason = "given back when dropped")]
-    turn: OwnedSemaphorePermit,
+    way: Option<Way>,
     number: u64,
     process: u32,
     was_disturbed: bool,
 }
 
 impl Transaction {
-    pub(super) fn begun(client: &Client, link: Link, turn: OwnedSemaphorePermit, number: u64) -> Transaction {
+    pub(super) fn begun(client: &Client, way: Way, number: u64) -> Transaction {
         let process = std::process::id();
-        Transaction { client: client.clone(), link: Some(link), turn, number, process, was_disturbed: false }
+        Transaction { client: client.clone(), way: Some(way), number, process, was_disturbed: false }
     }
 
     /// Its number, as `kvd locks` shows it. Never given to another one.
@@ -337,15 +332,15 @@ impl Transaction {
 
     async fn exchange<T>(&mut self, call: &Call<T>, mut attempts: Attempts) -> Result<T> {
         let is_here = self.process == std::process::id();
-        let Some(mut link) = self.link.take_if(|_| is_here) else { return Err(connection_lost(self.number)) };
-        match link.converse(call, &mut attempts).await {
+        let Some(mut way) = self.way.take_if(|_| is_here) else { return Err(connection_lost(self.number)) };
+        match way.exchange(call, &mut attempts).await {
             Ok(answer) => {
-                self.link = Some(link);
+                self.way = Some(way);
                 answer
             }
             Err(failure) => {
                 if matches!(failure, Failure::NotSent(Error::TooLarge { .. })) {
-                    self.link = Some(link);
+                    self.way = Some(way);
                 }
                 Err(attempts.settle(failure.into_error()))
             }
@@ -355,8 +350,8 @@ impl Transaction {
     fn give_back(&mut self) {
         // What a child inherited is its parent's, and has the parent's transaction open.
         let is_here = self.process == std::process::id();
-        if let Some(link) = self.link.take_if(|_| is_here) {
-            self.client.give_back(link);
+        if let Some(way) = self.way.take_if(|_| is_here) {
+            self.client.give_back(way);
         }
     }
 }
@@ -366,7 +361,7 @@ impl Drop for Transaction {
     /// off the epoll instance that both share.
     fn drop(&mut self) {
         if self.process != std::process::id() {
-            std::mem::forget(self.link.take());
+            std::mem::forget(self.way.take());
         }
     }
 }

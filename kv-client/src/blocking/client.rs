@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use kv_proto::Version;
@@ -14,15 +15,22 @@ use super::admin::Admin;
 use super::cache::Cache;
 use super::connection::Connection;
 use super::direct::{self, Direct};
-use super::transaction::{Road, Transaction};
+use super::load::Flight;
+use super::road::Road;
+use super::transaction::Transaction;
 use crate::answers::{ClientStats, Committed};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
+use crate::load::chain::Chain;
+use crate::load::flights::Flights;
+use crate::load::standby::Standby;
 use crate::lock::Lock;
 use crate::ops::{self, Call, Repeat, Sending, Wish};
-use crate::options::{Builder, Settings};
-use crate::retry::{Attempts, Failure, Outage, Step};
+use crate::observe::Event;
+use crate::options::{Builder, OnOutage, Settings};
+use crate::outage::Outage;
+use crate::retry::{Attempts, Failure, Step};
 use crate::shared::{Seat, Seats};
 use crate::transact::{Tries, is_worth_another_try, lock_wait};
 
@@ -55,12 +63,16 @@ struct Shared {
     direct: Option<Arc<dyn Direct>>,
 }
 
-/// The connections of one process.
+/// What one process has of the client: its connections, and the loads under way.
 #[derive(Default)]
-struct Pool {
+pub(super) struct Pool {
     // A stack: the connection used last is warm, those at the bottom go idle.
     idle: Lock<Vec<Connection>>,
-    outage: Outage,
+    pub(super) outage: Arc<Outage>,
+    pub(super) flights: Flights<Flight>,
+    pub(super) standby: Standby,
+    /// Loads in threads of their own.
+    pub(super) detached: AtomicUsize,
 }
 
 impl Inherited for Pool {
@@ -70,7 +82,7 @@ impl Inherited for Pool {
         if let Some(mut idle) = self.idle.try_lock() {
             idle.clear();
         }
-        Pool::default()
+        Pool { outage: Arc::new(self.outage.begin_anew()), ..Pool::default() }
     }
 }
 
@@ -179,7 +191,8 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.call(ops::clear(Scope::Everything, effect)?)
+        self.here().standby.clear();
+        self.invalidate(None, ops::clear(Scope::Everything, effect)?, None)
     }
 
     /// Makes the items with this tag gone or stale, in all caches.
@@ -198,7 +211,8 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.call(ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?)
+        self.here().standby.clear();
+        self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?, None)
     }
 
     /// Asks the daemon for a sign of life.
@@ -305,7 +319,10 @@ impl Client {
             let error = match self.begin_by(tries.begin(self.op_timeout)) {
                 Ok(mut transaction) => {
                     tries.began(transaction.number());
-                    match work(&mut transaction) {
+                    let within = Chain::current().transacting(transaction.number()).enter();
+                    let worked = work(&mut transaction);
+                    drop(within);
+                    match worked {
                         Ok(value) => match transaction.commit() {
                             Ok(_) => return Ok(value),
                             Err(error) if !is_worth_another_try(&error) => return Err(error.into()),
@@ -397,21 +414,40 @@ impl Client {
         }
     }
 
-    /// A transaction on a connection of its own. One that was pooled may have been closed since, and then the next is tried.
     fn begin_by(&self, call: Call<u64>) -> Result<Transaction> {
+        let mut attempts = self.attempts(call.sending.repeat);
+        let (road, number) = self.set_out(&call, &mut attempts)?;
+        Ok(Transaction::begun(self, road, number))
+    }
+
+    /// The first of several requests that belong together, and the way that the others take. A pooled connection may have been
+    /// closed since, and then the next is tried.
+    pub(super) fn set_out<T>(&self, call: &Call<T>, attempts: &mut Attempts) -> Result<(Road, T)> {
         let Shared { settings, pool, direct, .. } = &*self.shared;
-        let mut attempts = Attempts::new(settings, self.op_timeout, call.sending.repeat);
         if let Some(engine) = direct {
-            return Transaction::begin(self, Road::Direct(engine.session()), &call, &mut attempts)
-                .map_err(|failure| failure.into_error());
+            let mut road = Road::Direct(engine.session());
+            let answer = road.exchange(call, attempts).map_err(Failure::into_error)?;
+            return Ok((road, answer?));
         }
+        let pool = pool.here();
+        pool.outage.admit()?;
         loop {
-            let (connection, pooled) = match pool.here().take() {
+            let (connection, pooled) = match pool.take() {
                 Some(connection) => (connection, true),
-                None => (pool.here().connect(settings, &mut attempts)?, false),
+                None => (pool.connect(settings, attempts)?, false),
             };
-            match Transaction::begin(self, Road::Socket(connection), &call, &mut attempts) {
-                Ok(transaction) => return Ok(transaction),
+            let mut road = Road::Socket(connection);
+            match road.exchange(call, attempts) {
+                Ok(answer) => {
+                    pool.outage.answered();
+                    return match answer {
+                        Ok(answer) => Ok((road, answer)),
+                        Err(error) => {
+                            self.give_back(road);
+                            Err(error)
+                        }
+                    };
+                }
                 Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
                 Err(failure @ (Failure::NotSent(Error::Lost { .. }) | Failure::Sent(Error::Lost { .. }))) => {
                     std::thread::sleep(attempts.lost(failure)?);
@@ -421,9 +457,49 @@ impl Client {
         }
     }
 
-    /// Takes back a connection that has nothing open.
-    pub(super) fn give_back(&self, connection: Connection) {
-        self.shared.pool.here().give_back(connection, &self.shared.settings);
+    /// Takes back a way on which nothing is open.
+    pub(super) fn give_back(&self, road: Road) {
+        if let Road::Socket(connection) = road {
+            self.shared.pool.here().give_back(connection, &self.shared.settings);
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    pub(super) fn op_timeout(&self) -> Duration {
+        self.op_timeout
+    }
+
+    /// What this process has of the client.
+    pub(super) fn here(&self) -> &Pool {
+        self.shared.pool.here()
+    }
+
+    /// A read's answer: a miss instead of the error of a daemon that is away, where that is wanted.
+    pub(super) fn forgive<T: Default>(&self, seat: &Seat, answer: Result<T>) -> Result<T> {
+        match answer {
+            Err(error) if error.is_outage() && self.shared.settings.on_outage == OnOutage::Miss => {
+                seat.loads().outage_miss();
+                self.shared.settings.observer.observe(&Event::OutageMiss { cache: seat.name() });
+                Ok(T::default())
+            }
+            answer => answer,
+        }
+    }
+
+    /// An invalidation: while the daemon is away it is kept and delivered later, where that is wanted. `cache`: the only one
+    /// that it concerns.
+    pub(super) fn invalidate<T: Default>(&self, cache: Option<&str>, call: Call<T>, along: Option<&Sending>) -> Result<T> {
+        let Shared { settings, .. } = &*self.shared;
+        match self.call_with(&call.sending, along, call.read) {
+            Err(error) if error.is_outage() && settings.on_outage == OnOutage::Miss => {
+                self.here().outage.deliver_later(&call.sending.frame, cache, settings, &error);
+                Ok(T::default())
+            }
+            answer => answer,
+        }
     }
 
     /// One request's tries, all on the connection of a transaction.
@@ -447,6 +523,8 @@ impl Client {
             return direct::call(engine, sending, &mut attempts, read);
         }
         let pool = pool.here();
+        pool.outage.admit()?;
+        let answers = pool.outage.answers();
         let mut attempts = Attempts::new(settings, self.op_timeout, sending.repeat);
         loop {
             let (mut connection, pooled) = match pool.take() {
@@ -463,10 +541,12 @@ impl Client {
                 }
                 Err(failure) => {
                     drop(connection);
-                    std::thread::sleep(attempts.lost(failure)?);
+                    let pause = attempts.lost(failure).inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
+                    std::thread::sleep(pause);
                     continue;
                 }
             };
+            pool.outage.answered();
             match attempts.answered(connection.answer(frame), &mut read) {
                 Step::Done(result) => {
                     pool.give_back(connection, settings);
@@ -482,6 +562,19 @@ impl Client {
     }
 }
 
+impl Client {
+    /// A request that waits for nothing was not answered in all its time: if nobody else was answered either, the daemon is as
+    /// good as dead.
+    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, error: &Error) {
+        let outage = &self.here().outage;
+        let is_patient = self.op_timeout >= self.shared.settings.op_timeout;
+        let is_timeout = matches!(error, Error::Timeout { .. });
+        if lane == ops::Lane::Reads && is_timeout && is_patient && outage.is_silent_since(answers) {
+            outage.open(&self.shared.settings, error);
+        }
+    }
+}
+
 impl Pool {
     fn take(&self) -> Option<Connection> {
         self.idle.lock().pop()
@@ -491,10 +584,17 @@ impl Pool {
         loop {
             match Connection::open(settings, attempts.connect_deadline()) {
                 Ok(connection) => {
-                    self.outage.over();
+                    self.outage.over(settings);
                     return Ok(connection);
                 }
-                Err(error) => std::thread::sleep(attempts.not_connected(error, &self.outage)?),
+                Err(error) => {
+                    let pause = attempts.not_connected(error, &self.outage).inspect_err(|error| {
+                        if matches!(error, Error::Unreachable { .. }) && self.outage.was_there() {
+                            self.outage.open(settings, error);
+                        }
+                    })?;
+                    std::thread::sleep(pause);
+                }
             }
         }
     }

@@ -40,7 +40,9 @@ impl Connection {
         for Place { path, origin } in places::search(settings.socket.as_deref()) {
             match Connection::open_at(&path, &settings.name, deadline) {
                 Ok(connection) => return Ok(connection),
-                Err(Refusal::Nobody(reason)) => tried.push(Attempt { path, origin, reason }),
+                Err(Refusal::Nobody(reason)) => {
+                    tried.push(Attempt { path, origin, reason: reason.into() });
+                }
                 Err(Refusal::Said(error)) => return Err(error),
             }
         }
@@ -114,7 +116,7 @@ impl Connection {
         sending: &Sending,
         deadline: Instant,
     ) -> Result<(Range<usize>, Vec<OwnedFd>)> {
-        let lost = |source| Error::Lost { maybe_applied: false, source };
+        let lost = |source: io::Error| Error::lost(false, source);
         self.write(&sending.frame, deadline).map_err(|(_, error)| lost(error))?;
         let mut descriptors = Vec::new();
         loop {
@@ -128,6 +130,17 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(lost(error)),
             }
+        }
+    }
+
+    /// The next frame of those that come by themselves, or `None` when there is none by the deadline.
+    pub(crate) fn receive(&mut self, deadline: Instant) -> Result<Option<Range<usize>>> {
+        let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        match self.wait_until(deadline).map_err(Broken::Io).and_then(|()| self.read_frame(deadline)) {
+            Ok(frame) => Ok(Some(frame)),
+            Err(Broken::Io(error)) if is_late(&error) => Ok(None),
+            Err(Broken::Io(error)) => Err(Error::lost(false, error)),
+            Err(Broken::Frame(cause)) => Err(frames::not_ours(cause, false)),
         }
     }
 
@@ -222,7 +235,7 @@ enum Broken {
 fn lost(source: io::Error, maybe_applied: bool, attempts: &Attempts) -> Error {
     match source.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => attempts.timed_out(maybe_applied),
-        _ => Error::Lost { maybe_applied, source },
+        _ => Error::lost(maybe_applied, source),
     }
 }
 

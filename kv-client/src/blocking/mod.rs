@@ -9,8 +9,14 @@ mod cache;
 mod client;
 mod connection;
 mod direct;
+mod load;
+mod load_many;
+pub(crate) mod lock;
+mod road;
 mod scan;
 mod transaction;
+mod typed;
+mod watch;
 
 pub(crate) use connection::Connection;
 
@@ -18,5 +24,7 @@ pub use admin::Admin;
 pub use cache::Cache;
 pub use client::Client;
 pub use direct::{Direct, DirectSession};
+pub use lock::LockGuard;
 pub use scan::Scan;
 pub use transaction::Transaction;
+pub use watch::Watch;

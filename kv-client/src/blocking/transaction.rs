@@ -6,16 +6,13 @@
 use std::borrow::Borrow;
 use std::time::Duration;
 
-use kv_proto::wire::Response;
-
 use super::client::Client;
-use super::connection::Connection;
-use super::direct::{self, DirectSession};
+use super::road::Road;
 use crate::answers::{Committed, Entry, PutOutcome};
 use crate::error::{Error, Result};
 use crate::ops::{self, Call};
 use crate::options::{Initial, PutOptions, Ttl};
-use crate::retry::{Attempts, Failure, Step};
+use crate::retry::{Attempts, Failure};
 use crate::transact::{connection_lost, is_worth_another_try, nothing_applied};
 
 /// An open transaction: what it reads stays so, and what it writes is seen by nobody before [`Transaction::commit`].
@@ -32,22 +29,10 @@ pub struct Transaction {
     was_disturbed: bool,
 }
 
-/// How its requests travel.
-pub(super) enum Road {
-    Socket(Connection),
-    Direct(Box<dyn DirectSession>),
-}
-
 impl Transaction {
-    pub(super) fn begin(
-        client: &Client,
-        mut road: Road,
-        call: &Call<u64>,
-        attempts: &mut Attempts,
-    ) -> Result<Transaction, Failure> {
-        let number = road.exchange(call, attempts)?.map_err(Failure::Sent)?;
+    pub(super) fn begun(client: &Client, road: Road, number: u64) -> Transaction {
         let process = std::process::id();
-        Ok(Transaction { client: client.clone(), road: Some(road), number, process, was_disturbed: false })
+        Transaction { client: client.clone(), road: Some(road), number, process, was_disturbed: false }
     }
 
     /// Its number, as `kvd locks` shows it. Never given to another one.
@@ -327,30 +312,8 @@ impl Transaction {
     fn give_back(&mut self) {
         // What a child inherited is its parent's, and has the parent's transaction open.
         let is_here = self.process == std::process::id();
-        if let Some(Road::Socket(connection)) = self.road.take_if(|_| is_here) {
-            self.client.give_back(connection);
-        }
-    }
-}
-
-impl Road {
-    /// One request and its answer; again while the daemon asks for it and the deadline allows.
-    fn exchange<T>(&mut self, call: &Call<T>, attempts: &mut Attempts) -> Result<Result<T>, Failure> {
-        match self {
-            Road::Direct(session) => {
-                let engine =
-                    |request: &[u8], answer: &mut Vec<u8>, deadline| session.call(request, answer, deadline);
-                Ok(direct::call(engine, &call.sending, attempts, call.read))
-            }
-            Road::Socket(connection) => loop {
-                let frame = connection.exchange(&call.sending, None, attempts)?;
-                let mut read = |response: Response<'_>| (call.read)(response);
-                match attempts.answered(connection.answer(frame), &mut read) {
-                    Step::Done(answer) => return Ok(answer),
-                    Step::Again(pause) => std::thread::sleep(pause),
-                    Step::Broken(error) => return Err(Failure::Sent(error)),
-                }
-            },
+        if let Some(road) = self.road.take_if(|_| is_here) {
+            self.client.give_back(road);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! it takes a lock or asks which process it is: a child of `fork` reads on through the map it inherited.
 
 mod attach;
+mod counts;
 mod record;
 mod seat;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub(crate) use attach::receive;
-pub(crate) use seat::{Parts, Seat, give_back, scratch};
+pub(crate) use seat::{Found, Parts, Seat, give_back, scratch};
 
 use crate::answers::CacheStats;
 

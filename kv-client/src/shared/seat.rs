@@ -15,10 +15,12 @@ use kv_proto::segment::{Control, Freshness, ManyOutcome, Meta, Outcome, Reason, 
 use rustix::time::{ClockId, clock_gettime};
 
 use super::attach::{Attached, Refusal, attach};
+use super::counts::LoadCounts;
 use super::record::{Record, Totals};
 use crate::answers::{CacheStats, Entry, Fallbacks, ReadPath};
 use crate::ops::{self, Sending};
 use crate::options::Settings;
+use crate::scope::Scope;
 
 /// A reader that makes no request tells what it read this often, in milliseconds.
 const TELL_EVERY_MS: i64 = 1_000;
@@ -38,6 +40,17 @@ enum Read {
     Miss,
     /// Ask the daemon.
     Ask,
+}
+
+/// What is known of a key whose value was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It is in the buffer.
+    Fresh,
+    /// There is an item, but it is stale.
+    Stale,
+    /// There is none.
+    Nothing,
 }
 
 /// How much of an item a caller wants.
@@ -66,6 +79,7 @@ pub(crate) struct Seat {
     record: Record,
     told: Told,
     asked: [AtomicU64; REASONS],
+    loads: LoadCounts,
 }
 
 /// How far reports have come. Only whoever has moved `at` touches the rest.
@@ -104,17 +118,28 @@ impl Seat {
             record: Record::default(),
             told: Told::default(),
             asked: Default::default(),
+            loads: LoadCounts::default(),
         }
+    }
+
+    /// Names it among all of the process.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What is counted of loads.
+    pub(crate) fn loads(&self) -> &LoadCounts {
+        &self.loads
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The fresh value of a key in `value`: whether there is one; `None`: ask the daemon. `is_due` is set when what was
-    /// read should be told now.
+    /// The fresh value of a key in `value`, if there is one; `None`: ask the daemon. `is_due` is set when what was read
+    /// should be told now.
     #[inline]
-    pub(crate) fn value(&self, key: &[u8], value: &mut Vec<u8>, is_due: &mut bool) -> Option<bool> {
+    pub(crate) fn value(&self, key: &[u8], value: &mut Vec<u8>, is_due: &mut bool) -> Option<Found> {
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
             // No key: whoever asks is told so.
             return None;
@@ -125,9 +150,19 @@ impl Seat {
             let reader = &attached.reader;
             Some(reader.value(reader.hash(key), key, Now::of(&attached.control, &beat), value))
         });
-        match found {
-            Some(Value::Fresh(place) | Value::Stale(place)) => self.record.hit(place),
-            Some(Value::None) => self.record.miss(),
+        let found = match found {
+            Some(Value::Fresh(place)) => {
+                self.record.hit(place);
+                Found::Fresh
+            }
+            Some(Value::Stale(place)) => {
+                self.record.hit(place);
+                Found::Stale
+            }
+            Some(Value::None) => {
+                self.record.miss();
+                Found::Nothing
+            }
             // The request that follows takes along what is to be told.
             Some(Value::Ask(reason)) => {
                 self.ask(Some(reason));
@@ -137,20 +172,28 @@ impl Seat {
                 self.ask(None);
                 return None;
             }
-        }
+        };
         *is_due = self.is_due(beat.get());
-        Some(matches!(found, Some(Value::Fresh(_))))
+        Some(found)
     }
 
-    /// The fresh values of many keys, of one moment; `None`: ask the daemon for all of them.
+    /// The fresh values of many keys, of one moment, recorded in `scope`; `None`: ask the daemon for all of them.
     pub(crate) fn values<K: AsRef<[u8]>>(
         &self,
         keys: &[K],
+        scope: Option<&Scope>,
         is_due: &mut bool,
     ) -> Option<Vec<Option<Vec<u8>>>> {
         let (mut buffer, mut found) = (scratch(), Vec::with_capacity(keys.len()));
         let is_answered = self.get_many(keys, &mut buffer, &mut found, is_due);
         let fresh = |meta: &Meta| meta.freshness == Freshness::Fresh;
+        if let Some(scope) = scope.filter(|_| is_answered) {
+            let now = self.now();
+            for meta in found.iter().flatten().filter(|meta| fresh(meta)) {
+                let left = meta.expires.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+                scope.used(left, Duration::from_millis(meta.stale_for_ms), meta.tags(&buffer));
+            }
+        }
         let values = is_answered.then(|| {
             let value = |meta: &Meta| meta.value(&buffer).to_vec();
             found.iter().map(|outcome| outcome.as_ref().filter(|meta| fresh(meta)).map(value)).collect()
@@ -347,6 +390,7 @@ impl Seat {
                 lapped: asked(Some(Reason::Lapped)),
                 not_live: asked(Some(Reason::State)),
             },
+            loads: self.loads.read(),
         }
     }
 

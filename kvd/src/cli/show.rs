@@ -103,6 +103,7 @@ pub(super) fn freshness(freshness: Freshness) -> &'static str {
     match freshness {
         Freshness::Fresh => "fresh",
         Freshness::Stale => "stale",
+        Freshness::Negative => "known not to be there",
     }
 }
 

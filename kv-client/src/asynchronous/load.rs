@@ -1,0 +1,664 @@
+//! Loading what is not there, async: a loader runs in a task of its own, whoever goes on waiting for it.
+//!
+//! So a caller that is dropped harms nobody: the load goes on, fills, and gives its lease back. One task of a process leads a load, those that
+//! want the same key meanwhile wait for it; the daemon sees to it that one process loads. A load inside a load waits in the
+//! daemon alone, which knows who waits for whom. Called by applications through [`Cache`] and [`EntryBuilder`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_proto::Version;
+use kv_proto::limits::LEASE_WAIT_MAX;
+use tokio::sync::watch;
+use tokio::time::timeout_at;
+use tracing::Instrument as _;
+
+use super::cache::Cache;
+use super::client::{Client, Turns};
+use super::way::Way;
+use crate::codec::{Codec, Decoded};
+use crate::error::{Error, Result};
+use crate::limits::OVERTAKEN_MAX;
+use crate::load::chain::{Chain, InChain};
+use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, conclude, loader_failed};
+use crate::load::entry::LoadOptions;
+use crate::load::flights::Boarded;
+use crate::load::glance::{Glance, Looker};
+use crate::load::{EntryBuilder, Fill, OnBusy};
+use crate::observe::{Event, Source};
+use crate::ops::{self, Filling, Loan, Terms};
+use crate::retry::{Attempts, Failure};
+use crate::transact::lock_wait;
+
+/// What loaders may fail with.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+/// The caller's loader with all that happens around it: it gets what is stale, and its lease.
+type Run = Box<dyn FnOnce(Option<Arc<[u8]>>, u64) -> Running + Send>;
+type Running = Pin<Box<dyn Future<Output = Result<Loaded>> + Send>>;
+
+/// A load under way in this process.
+#[derive(Debug)]
+pub(super) struct Flight(watch::Sender<Progress>);
+
+impl Default for Flight {
+    fn default() -> Flight {
+        Flight(watch::Sender::new(Progress::default()))
+    }
+}
+
+impl Flight {
+    fn show_stale(&self, stale: &Served) {
+        self.0.send_modify(|progress| progress.stale = Some(stale.clone()));
+    }
+
+    fn land(&self, landing: Landing) {
+        self.0.send_modify(|progress| progress.landing = Some(landing));
+    }
+
+    fn is_landed(&self) -> bool {
+        self.0.borrow().landing.is_some()
+    }
+
+    /// Waits for what `patience` waits for.
+    async fn wait(&self, patience: &Patience) -> Turn {
+        let mut progress = self.0.subscribe();
+        loop {
+            let turn = patience.turn(&progress.borrow_and_update());
+            // The sender lives as long as the flight, which is held here.
+            match turn {
+                Turn::Wait(None) => drop(progress.changed().await),
+                Turn::Wait(Some(until)) => drop(timeout_at(until.into(), progress.changed()).await),
+                turn => return turn,
+            }
+        }
+    }
+}
+
+/// Whoever leads a flight, and owes those who wait an end: also when its loader panics, or its runtime ends.
+struct Lead {
+    client: Client,
+    seat: u64,
+    key: Vec<u8>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if !self.flight.is_landed() {
+            self.flight.land(Landing::Failed(Error::invalid("the loader that was waited for did not end")));
+        }
+        self.client.here().flights.land(self.seat, &self.key, &self.flight);
+    }
+}
+
+/// Everything one load needs, beside its loader.
+struct Course {
+    cache: Cache,
+    key: Vec<u8>,
+    options: LoadOptions,
+    except: Option<Version>,
+    chain: Chain,
+    /// Longest wait for another process.
+    wait: Duration,
+}
+
+impl Course {
+    /// From the wish for a lease to what those who wait are told. `takes`: whether stored bytes are a value to this caller.
+    async fn fly(&self, flight: &Flight, takes: impl Fn(&[u8]) -> bool, run: Run) -> Landing {
+        let (client, seat) = (&self.cache.client, &self.cache.seat);
+        if !self.chain.is_empty() && !client.has_turn_for_load() {
+            return self.fly_alone(false, run).await;
+        }
+        let (mut way, mut loan) = match self.ask(self.except).await {
+            Ok(asked) => asked,
+            Err(error) if error.is_outage() => return self.fly_alone(true, run).await,
+            Err(error) => return Landing::Failed(error),
+        };
+        client.here().standby.clear();
+        if let Loan::Hit(entry) = &loan
+            && self.except.is_none()
+            && !takes(&entry.value)
+        {
+            client.give_back(way);
+            (way, loan) = match self.ask(Some(entry.version)).await {
+                Ok(asked) => asked,
+                Err(error) => return Landing::Failed(error),
+            };
+        }
+        match loan {
+            Loan::Hit(entry) => {
+                client.give_back(way);
+                if entry.is_stale() {
+                    client.here().flights.is_elsewhere(seat.id(), &self.key);
+                }
+                Landing::Value(Served::of_entry(entry, Source::Socket))
+            }
+            Loan::Leased { lease, stale } => {
+                let stale = stale.map(|entry| Served::of_entry(entry, Source::Socket));
+                if let Some(stale) = &stale {
+                    flight.show_stale(stale);
+                }
+                match run(stale.as_ref().map(|stale| Arc::clone(&stale.bytes)), lease).await {
+                    Ok(loaded) => self.cache.store(way, lease, &loaded).await,
+                    Err(error) => {
+                        let throttle = if stale.is_some() { self.options.throttle } else { Duration::ZERO };
+                        self.cache.abandon(&mut way, &[lease], throttle).await;
+                        client.give_back(way);
+                        stale.map_or(Landing::Failed(error), Landing::Value)
+                    }
+                }
+            }
+            Loan::Busy if self.options.on_busy == OnBusy::Fail => {
+                client.give_back(way);
+                Landing::Failed(Error::Timeout { waited: self.wait, maybe_applied: false })
+            }
+            Loan::Busy | Loan::Alone => {
+                client.give_back(way);
+                self.fly_alone(false, run).await
+            }
+        }
+    }
+
+    async fn ask(&self, except: Option<Version>) -> Result<(Way, Loan)> {
+        let terms = Terms { wait: self.wait, safe: self.options.lease };
+        let (way, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain).await?;
+        match loans.pop() {
+            Some(loan) if loans.is_empty() => Ok((way, loan)),
+            Some(_) | None => Err(Error::invalid("the daemon answered a lease with another number of loans")),
+        }
+    }
+
+    /// Without a lease: nothing is stored. While the daemon is away this process keeps it for itself.
+    async fn fly_alone(&self, outage: bool, run: Run) -> Landing {
+        let (here, seat) = (self.cache.client.here(), &self.cache.seat);
+        if outage && let Some(served) = here.standby.get(seat.id(), &self.key) {
+            return Landing::Value(served);
+        }
+        seat.loads().alone();
+        match run(None, 0).await {
+            Ok(loaded) => {
+                let served = loaded.served();
+                if outage && loaded.put.is_some() {
+                    here.standby.keep(seat.id(), &self.key, &served);
+                }
+                Landing::Value(served)
+            }
+            Err(error) => Landing::Failed(error),
+        }
+    }
+}
+
+impl Cache {
+    /// Asks for items, or for the leases to load them, on a way of its own.
+    pub(super) async fn ask_for_lease<K: AsRef<[u8]>>(
+        &self,
+        wanted: &[(K, Option<Version>)],
+        terms: Terms,
+        chain: &Chain,
+    ) -> Result<(Way, Vec<Loan>)> {
+        let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
+        let settings = self.client.settings();
+        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 8);
+        let answers = self.client.here().outage.answers();
+        let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
+        let set_out = self.client.set_out(&call, &mut attempts, Turns::Loads).await;
+        match &set_out {
+            Ok(_) => self.client.attach_if_wanted(&self.seat),
+            // The daemon answers before the wait is over, whatever others do.
+            Err(error) => self.client.note_silence(ops::Lane::Reads, answers, error),
+        }
+        set_out
+    }
+
+    /// Fills, and gives the way back.
+    async fn store(&self, mut way: Way, lease: u64, loaded: &Loaded) -> Landing {
+        let served = loaded.served();
+        let Some(put) = &loaded.put else {
+            self.abandon(&mut way, &[lease], Duration::ZERO).await;
+            self.client.give_back(way);
+            return Landing::Value(served);
+        };
+        match self.fill(&mut way, &[Filling { lease, value: &loaded.bytes, options: put }]).await {
+            Ok(versions) => {
+                self.client.give_back(way);
+                if versions.first().is_some_and(Option::is_some) {
+                    return Landing::Value(served);
+                }
+                self.seat.loads().lease_lost();
+                self.client.settings().observer.observe(&Event::LeaseLost { cache: self.name() });
+                Landing::Overtaken(served)
+            }
+            // The value is there all the same; closing the connection gives the lease back.
+            Err(error) => {
+                tracing::warn!(cache = self.name(), %error, "what was loaded could not be stored");
+                Landing::Value(served)
+            }
+        }
+    }
+
+    pub(super) async fn fill(&self, way: &mut Way, fillings: &[Filling<'_>]) -> Result<Vec<Option<Version>>> {
+        self.on(way, &ops::fill(fillings)?).await
+    }
+
+    /// One more request on a way.
+    pub(super) async fn on<A>(&self, way: &mut Way, call: &ops::Call<A>) -> Result<A> {
+        let mut attempts = self.client.attempts(call.sending.repeat);
+        way.exchange(call, &mut attempts).await.map_err(Failure::into_error)?
+    }
+
+    /// Best effort: a way that failed is closed, and the lease with it.
+    pub(super) async fn abandon(&self, way: &mut Way, leases: &[u64], throttle: Duration) {
+        if let Err(error) = self.on(way, &ops::abandon(leases, throttle)).await {
+            tracing::debug!(%error, "a lease ends with its connection");
+        }
+    }
+
+    /// How this caller looks at a key.
+    pub(super) fn looker<T>(&self, codec: Codec<T>, takes_negatives: bool) -> Looker<'_, T> {
+        Looker {
+            seat: &self.seat,
+            settings: self.client.settings(),
+            scope: self.scope.as_ref(),
+            codec,
+            takes_negatives,
+        }
+    }
+
+    /// Says what wants to be known of a key before it is loaded.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use std::time::Duration;
+    /// let html = client
+    ///     .cache("page")
+    ///     .entry("/product/42")
+    ///     .ttl(Duration::from_secs(60))
+    ///     .stale_for(Duration::from_secs(600))
+    ///     .soft_timeout(Duration::from_millis(50))
+    ///     .hard_timeout(Duration::from_secs(2))
+    ///     .tag("sku:42")
+    ///     .get_or_load(|_fill| async { Ok::<_, kv_client::Error>(b"<h1>rocket</h1>".to_vec()) })
+    ///     .await?;
+    /// assert_eq!(html, b"<h1>rocket</h1>");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn entry(&self, key: impl AsRef<[u8]>) -> EntryBuilder<Cache, Vec<u8>> {
+        EntryBuilder::new(self.clone(), Codec::plain(), key.as_ref())
+    }
+
+    /// The value of a key; if it is not there, what the loader makes of it, stored with this life. Of all processes of the
+    /// host that miss at once one loads, and the others get its value.
+    ///
+    /// While the daemon is away the loader runs, once a key and process. The loader runs in a task of its own, and to its end
+    /// also when this future is dropped.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use std::time::Duration;
+    /// let products = client.cache("product");
+    /// let load = |_| async { Ok::<_, std::io::Error>(b"rocket".to_vec()) }; // ask the database
+    /// assert_eq!(products.get_or_load("42", Duration::from_secs(300), load).await?, b"rocket");
+    /// assert_eq!(products.get("42").await?.as_deref(), Some(&b"rocket"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Loader`] when the loader failed and nothing stale could be served instead;
+    /// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock) when the loader comes back to a key that it is loading; see also [`Error`].
+    pub async fn get_or_load<E, F>(
+        &self,
+        key: impl AsRef<[u8]>,
+        ttl: impl Into<Option<Duration>>,
+        loader: impl FnOnce(Fill<Vec<u8>>) -> F + Send + 'static,
+    ) -> Result<Vec<u8>>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<Vec<u8>, E>> + Send + 'static,
+    {
+        let (key, codec) = (key.as_ref(), Codec::plain());
+        let options = LoadOptions::with_ttl(ttl.into());
+        let glance = self.glance(&self.looker(codec, false), key, &options);
+        if let Glance::There { value: Some(value), refresh: None } = glance {
+            return Ok(value);
+        }
+        let entry = EntryBuilder { cache: self.clone(), codec, key: key.to_vec(), options, cache_if: None };
+        there(entry.resolve(false, glance, |fill| some(loader(fill))).await?)
+    }
+
+    #[inline]
+    pub(super) fn glance<T>(&self, looker: &Looker<'_, T>, key: &[u8], options: &LoadOptions) -> Glance<T> {
+        let mut is_due = false;
+        let glance = looker.glance(key, options, &mut is_due);
+        self.tell(is_due);
+        glance
+    }
+}
+
+/// For callers who do not take "there is none" for an answer, and so never get it.
+fn there<T>(value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| Error::Codec { message: "the stored value says that there is none".to_owned() })
+}
+
+async fn some<T, E>(value: impl Future<Output = Result<T, E>>) -> Result<Option<T>, E> {
+    value.await.map(Some)
+}
+
+impl<T: 'static> EntryBuilder<Cache, T> {
+    /// The value; if it is not there, what the loader makes of it, which is stored.
+    ///
+    /// A stale value is served while it is reloaded, by this process or another one; see
+    /// [`soft_timeout`](EntryBuilder::soft_timeout) for waiting a little.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`]; [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) after the hard timeout; and
+    /// [`Error::Invalid`] for options that make no sense together.
+    pub async fn get_or_load<E, F>(self, loader: impl FnOnce(Fill<T>) -> F + Send + 'static) -> Result<T>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let glance = self.cache.glance(&self.cache.looker(self.codec, false), &self.key, &self.options);
+        there(self.resolve(false, glance, |fill| some(loader(fill))).await?)
+    }
+
+    /// As [`get_or_load`](EntryBuilder::get_or_load), for what there may be none of: "there is none" is remembered for
+    /// [`negative_ttl`](EntryBuilder::negative_ttl). For typed caches.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use std::time::Duration;
+    /// let products = client.cache("product").typed::<String>(kv_client::SchemaVersion(1));
+    /// for answer in [Ok(None), Err("it is not asked again")] {
+    ///     let entry = products.entry("no-such-thing").negative_ttl(Duration::from_secs(5));
+    ///     assert_eq!(entry.find_or_load(move |_fill| async move { answer }).await?, None);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn find_or_load<E, F>(
+        self,
+        loader: impl FnOnce(Fill<T>) -> F + Send + 'static,
+    ) -> Result<Option<T>>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<Option<T>, E>> + Send + 'static,
+    {
+        self.codec.negative()?;
+        let glance = self.cache.glance(&self.cache.looker(self.codec, true), &self.key, &self.options);
+        self.resolve(true, glance, loader).await
+    }
+
+    /// Loads although the value is there, and stores it; callers that do so at once share one load.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let products = client.cache("product");
+    /// products.put("42", "rocket", None).await?;
+    /// let load = |_fill| async { Ok::<_, std::io::Error>(b"comet".to_vec()) };
+    /// assert_eq!(products.entry("42").refresh(load).await?, b"comet");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub async fn refresh<E, F>(self, loader: impl FnOnce(Fill<T>) -> F + Send + 'static) -> Result<T>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let except = self.cache.describe(&self.key).await?.map(|entry| entry.version);
+        let glance = Glance::Load { stale: None, except };
+        there(self.resolve(false, glance, |fill| some(loader(fill))).await?)
+    }
+
+    async fn resolve<E, F>(
+        self,
+        takes_negatives: bool,
+        glance: Glance<T>,
+        loader: impl FnOnce(Fill<T>) -> F + Send + 'static,
+    ) -> Result<Option<T>>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<Option<T>, E>> + Send + 'static,
+    {
+        let EntryBuilder { cache, codec, key, options, cache_if } = self;
+        let chain = Chain::current();
+        let refresh = match glance {
+            Glance::There { value, refresh: None } => return Ok(value),
+            Glance::There { value, refresh: Some(version) } => Ok((value, version)),
+            Glance::Load { stale, except } => {
+                options.check()?;
+                chain.check(cache.name(), &key)?;
+                Err((stale, except))
+            }
+        };
+        let run = runner(&cache, codec, &key, &options, chain.clone(), cache_if, loader);
+        let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives, chain };
+        match refresh {
+            Ok((value, version)) => {
+                load.refresh_ahead(version, run);
+                Ok(value)
+            }
+            Err((stale, except)) => load.load(stale, except, run).await,
+        }
+    }
+}
+
+/// The caller's loader, with all that happens around it.
+fn runner<T: 'static, E, F>(
+    cache: &Cache,
+    codec: Codec<T>,
+    key: &[u8],
+    options: &LoadOptions,
+    chain: Chain,
+    cache_if: Option<Box<dyn FnOnce(&T) -> bool + Send>>,
+    loader: impl FnOnce(Fill<T>) -> F + Send + 'static,
+) -> Run
+where
+    E: Into<AnyError>,
+    F: Future<Output = Result<Option<T>, E>> + Send + 'static,
+{
+    let (cache, key, options) = (cache.clone(), key.to_vec(), options.clone());
+    Box::new(move |stale, lease| {
+        let fill = Fill::new(codec, stale);
+        let span = tracing::debug_span!("load", cache = cache.name());
+        let within = chain.loading(cache.name(), [(&key[..], lease)]);
+        let future = async move {
+            let began = Instant::now();
+            let loaded = InChain::new(within, loader(fill.clone())).await;
+            let (took, ok) = (began.elapsed(), loaded.is_ok());
+            cache.seat.loads().loaded(ok);
+            cache.client.settings().observer.observe(&Event::Loaded { cache: cache.name(), took, ok });
+            let value = loaded.map_err(|error| loader_failed(cache.name(), &key, Arc::from(error.into())))?;
+            let keep = match (cache_if, &value) {
+                (Some(keep), Some(value)) => keep(value),
+                (Some(_), None) | (None, _) => true,
+            };
+            conclude(value.as_ref(), &fill, codec, &options, keep, took)
+        };
+        Box::pin(future.instrument(span))
+    })
+}
+
+/// A load as its parts.
+struct Load<'a, T> {
+    cache: &'a Cache,
+    codec: Codec<T>,
+    key: &'a [u8],
+    options: &'a LoadOptions,
+    takes_negatives: bool,
+    chain: Chain,
+}
+
+impl<T: 'static> Load<'_, T> {
+    fn looker(&self) -> Looker<'_, T> {
+        self.cache.looker(self.codec, self.takes_negatives)
+    }
+
+    fn wait(&self) -> Duration {
+        self.options.wait.unwrap_or_else(|| lock_wait(self.cache.client.op_timeout())).min(LEASE_WAIT_MAX)
+    }
+
+    /// A value for this caller; `None`: it does not take it.
+    fn serve(&self, served: &Served) -> Option<Option<T>> {
+        let value = self.looker().take(&served.bytes)?;
+        self.looker().hit(served.source, served.is_stale);
+        served.note(self.cache.scope.as_ref());
+        Some(value)
+    }
+
+    fn under_way(&self) -> bool {
+        self.cache.client.here().flights.is_under_way(self.cache.seat.id(), self.key)
+    }
+
+    /// Leads a load of the key, or finds whom to wait for. Who is in the middle of something waits in the daemon alone.
+    fn board(&self) -> Result<Lead, Arc<Flight>> {
+        let lead = |flight| Lead {
+            client: self.cache.client.clone(),
+            seat: self.cache.seat.id(),
+            key: self.key.to_vec(),
+            flight,
+        };
+        if !self.chain.is_empty() {
+            return Ok(lead(Arc::default()));
+        }
+        let flights = &self.cache.client.here().flights;
+        match flights.board(self.cache.seat.id(), self.key, Flight::default) {
+            Boarded::Joined(flight) => Err(flight),
+            Boarded::Led(flight) => Ok(lead(flight)),
+        }
+    }
+
+    /// Flies in a task of its own.
+    fn set_off(&self, lead: Lead, except: Option<Version>, wait: Duration, run: Run) {
+        let course = Course {
+            cache: self.cache.clone(),
+            key: self.key.to_vec(),
+            options: self.options.clone(),
+            except,
+            chain: self.chain.clone(),
+            wait,
+        };
+        let (codec, takes_negatives) = (self.codec, self.takes_negatives);
+        let takes = move |bytes: &[u8]| match codec.decode(bytes) {
+            Some(Decoded::Value(_)) => true,
+            Some(Decoded::Negative) => takes_negatives,
+            None => false,
+        };
+        tokio::spawn(async move {
+            let landing = course.fly(&lead.flight, takes, run).await;
+            lead.flight.land(landing);
+        });
+    }
+
+    /// Reloads what is there and will do, beside its caller; not if others do.
+    fn refresh_ahead(&self, version: Version, run: Run) {
+        if self.under_way() || !self.chain.is_empty() {
+            return;
+        }
+        if let Ok(lead) = self.board() {
+            self.cache.seat.loads().refresh();
+            self.set_off(lead, Some(version), Duration::ZERO, run);
+        }
+    }
+
+    /// Loads, or waits for who does.
+    async fn load(&self, stale: Option<Served>, except: Option<Version>, run: Run) -> Result<Option<T>> {
+        let value = self.load_any(stale, except, run).await?;
+        value.ok_or_else(|| {
+            let (key, name) = (self.key.escape_ascii(), self.cache.name());
+            Error::Codec { message: format!("key {key} of cache {name} is no value of this type") }
+        })
+    }
+
+    /// A value that the caller takes, or `None`.
+    async fn load_any(
+        &self,
+        mut stale: Option<Served>,
+        mut except: Option<Version>,
+        run: Run,
+    ) -> Result<Option<Option<T>>> {
+        let (here, wait) = (self.cache.client.here(), self.wait());
+        let mut run = Some(run);
+        let mut overtaken = 0;
+        loop {
+            if let Some(served) = stale.as_ref().filter(|_| self.under_way()) {
+                return Ok(self.serve(served));
+            }
+            if here.outage.is_open()
+                && let Some(served) = here.standby.get(self.cache.seat.id(), self.key)
+                && let Some(value) = self.serve(&served)
+            {
+                return Ok(Some(value));
+            }
+            let (leads, flight) = match self.board() {
+                Err(flight) => {
+                    self.cache.seat.loads().coalesced();
+                    let event = Event::Coalesced { cache: self.cache.name() };
+                    self.cache.client.settings().observer.observe(&event);
+                    (false, flight)
+                }
+                Ok(lead) => {
+                    let flight = Arc::clone(&lead.flight);
+                    self.set_off(lead, except, wait, run.take().expect("who has led does not come back here"));
+                    (true, flight)
+                }
+            };
+            match flight.wait(&Patience::new(leads, stale.take(), self.options, wait)).await {
+                Turn::Take(served) => match self.serve(&served) {
+                    // Of another schema, or "there is none": once more, without it.
+                    None if !leads && except.is_none() => except = served.version,
+                    value => return Ok(value),
+                },
+                Turn::LookAgain(served) => {
+                    overtaken += 1;
+                    if overtaken > OVERTAKEN_MAX {
+                        return Ok(self.serve(&served));
+                    }
+                    match self.cache.glance(&self.looker(), self.key, self.options) {
+                        Glance::There { value, .. } => return Ok(Some(value)),
+                        Glance::Load { stale: again, except: other } => (stale, except) = (again, other),
+                    }
+                }
+                Turn::Fail(error) => return Err(error),
+                Turn::GiveUp | Turn::Wait(_) => {
+                    let own = run.take().filter(|_| !leads && self.options.on_busy == OnBusy::Load);
+                    let Some(run) = own else { return Err(Error::Timeout { waited: wait, maybe_applied: false }) };
+                    return self.load_for_itself(except, run).await;
+                }
+            }
+        }
+    }
+
+    /// After a wait in vain: it loads for itself, unless the lease is free by now.
+    async fn load_for_itself(&self, except: Option<Version>, run: Run) -> Result<Option<Option<T>>> {
+        let flight = Arc::<Flight>::default();
+        let (client, seat) = (self.cache.client.clone(), self.cache.seat.id());
+        let lead = Lead { client, seat, key: self.key.to_vec(), flight: Arc::clone(&flight) };
+        self.set_off(lead, except, Duration::ZERO, run);
+        match flight.wait(&Patience::new(true, None, self.options, Duration::ZERO)).await {
+            Turn::Take(served) | Turn::LookAgain(served) => Ok(self.serve(&served)),
+            Turn::Fail(error) => Err(error),
+            Turn::GiveUp | Turn::Wait(_) => Err(Error::Timeout { waited: self.wait(), maybe_applied: false }),
+        }
+    }
+}

@@ -1,0 +1,724 @@
+//! Loading what is not there, blocking: the caller's own thread runs its loader.
+//!
+//! One thread of a process leads a load, those that want the same key meanwhile wait for it; the daemon sees to it that one
+//! process loads. A load inside a load waits in the daemon alone, which knows who waits for whom. Called by applications
+//! through [`Cache`] and [`EntryBuilder`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use kv_proto::Version;
+use kv_proto::limits::LEASE_WAIT_MAX;
+
+use super::cache::Cache;
+use super::client::Client;
+use super::road::Road;
+use crate::codec::{Codec, Decoded};
+use crate::error::{Error, Result};
+use crate::limits::{DETACHED_LOADS_MAX, OVERTAKEN_MAX};
+use crate::load::chain::Chain;
+use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, conclude, loader_failed};
+use crate::load::entry::LoadOptions;
+use crate::load::flights::Boarded;
+use crate::load::glance::{Glance, Looker};
+use crate::load::{EntryBuilder, Fill, OnBusy};
+use crate::lock::{Lock, Signal};
+use crate::observe::{Event, Source};
+use crate::ops::{self, Filling, Loan, Terms};
+use crate::retry::Attempts;
+use crate::transact::lock_wait;
+
+/// What loaders may fail with.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A load under way in this process.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    progress: Lock<Progress>,
+    turned: Signal,
+}
+
+impl Flight {
+    fn show_stale(&self, stale: &Served) {
+        self.progress.lock().stale = Some(stale.clone());
+        self.turned.all();
+    }
+
+    fn land(&self, landing: Landing) {
+        self.progress.lock().landing = Some(landing);
+        self.turned.all();
+    }
+
+    fn is_landed(&self) -> bool {
+        self.progress.lock().landing.is_some()
+    }
+
+    /// Waits for what `patience` waits for.
+    fn wait(&self, patience: &Patience) -> Turn {
+        let mut progress = self.progress.lock();
+        loop {
+            match patience.turn(&progress) {
+                Turn::Wait(until) => progress = self.turned.wait(progress, until),
+                turn => return turn,
+            }
+        }
+    }
+}
+
+/// Whoever leads a flight, and owes those who wait an end: also when its loader panics, or never runs.
+struct Lead {
+    client: Client,
+    seat: u64,
+    key: Vec<u8>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if !self.flight.is_landed() {
+            self.flight.land(Landing::Failed(Error::invalid("the loader that was waited for did not end")));
+        }
+        self.client.here().flights.land(self.seat, &self.key, &self.flight);
+    }
+}
+
+/// Everything one load needs, beside its loader. Owned, so that a thread of its own can fly it.
+struct Course {
+    cache: Cache,
+    key: Vec<u8>,
+    options: LoadOptions,
+    except: Option<Version>,
+    chain: Chain,
+    /// Longest wait for another process.
+    wait: Duration,
+}
+
+impl Course {
+    /// From the wish for a lease to what those who wait are told. `run` loads: it gets what is stale, and its lease. `takes`:
+    /// whether stored bytes are a value to this caller.
+    fn fly(
+        &self,
+        flight: Option<&Flight>,
+        takes: impl Fn(&[u8]) -> bool,
+        run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
+    ) -> Landing {
+        let (here, seat) = (self.cache.client.here(), &self.cache.seat);
+        let (mut road, mut loan) = match self.ask(self.except) {
+            Ok(asked) => asked,
+            Err(error) if error.is_outage() => return self.fly_alone(true, run),
+            Err(error) => return Landing::Failed(error),
+        };
+        here.standby.clear();
+        if let Loan::Hit(entry) = &loan
+            && self.except.is_none()
+            && !takes(&entry.value)
+        {
+            self.cache.client.give_back(road);
+            (road, loan) = match self.ask(Some(entry.version)) {
+                Ok(asked) => asked,
+                Err(error) => return Landing::Failed(error),
+            };
+        }
+        match loan {
+            Loan::Hit(entry) => {
+                self.cache.client.give_back(road);
+                if entry.is_stale() {
+                    here.flights.is_elsewhere(seat.id(), &self.key);
+                }
+                Landing::Value(Served::of_entry(entry, Source::Socket))
+            }
+            Loan::Leased { lease, stale } => {
+                let stale = stale.map(|entry| Served::of_entry(entry, Source::Socket));
+                if let (Some(flight), Some(stale)) = (flight, &stale) {
+                    flight.show_stale(stale);
+                }
+                match run(stale.as_ref().map(|stale| Arc::clone(&stale.bytes)), lease) {
+                    Ok(loaded) => self.cache.store(road, lease, &loaded),
+                    Err(error) => {
+                        let throttle = if stale.is_some() { self.options.throttle } else { Duration::ZERO };
+                        self.cache.abandon(&mut road, &[lease], throttle);
+                        self.cache.client.give_back(road);
+                        stale.map_or(Landing::Failed(error), Landing::Value)
+                    }
+                }
+            }
+            Loan::Busy if self.options.on_busy == OnBusy::Fail => {
+                self.cache.client.give_back(road);
+                Landing::Failed(Error::Timeout { waited: self.wait, maybe_applied: false })
+            }
+            Loan::Busy | Loan::Alone => {
+                self.cache.client.give_back(road);
+                self.fly_alone(false, run)
+            }
+        }
+    }
+
+    fn ask(&self, except: Option<Version>) -> Result<(Road, Loan)> {
+        let terms = Terms { wait: self.wait, safe: self.options.lease };
+        let (road, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain)?;
+        match loans.pop() {
+            Some(loan) if loans.is_empty() => Ok((road, loan)),
+            Some(_) | None => Err(Error::invalid("the daemon answered a lease with another number of loans")),
+        }
+    }
+
+    /// Without a lease: nothing is stored. While the daemon is away this process keeps it for itself.
+    fn fly_alone(&self, outage: bool, run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>) -> Landing {
+        let (here, seat) = (self.cache.client.here(), &self.cache.seat);
+        if outage && let Some(served) = here.standby.get(seat.id(), &self.key) {
+            return Landing::Value(served);
+        }
+        seat.loads().alone();
+        match run(None, 0) {
+            Ok(loaded) => {
+                let served = loaded.served();
+                if outage && loaded.put.is_some() {
+                    here.standby.keep(seat.id(), &self.key, &served);
+                }
+                Landing::Value(served)
+            }
+            Err(error) => Landing::Failed(error),
+        }
+    }
+}
+
+impl Cache {
+    /// Asks for items, or for the leases to load them, on a way of its own.
+    pub(super) fn ask_for_lease<K: AsRef<[u8]>>(
+        &self,
+        wanted: &[(K, Option<Version>)],
+        terms: Terms,
+        chain: &Chain,
+    ) -> Result<(Road, Vec<Loan>)> {
+        let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
+        let settings = self.client.settings();
+        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 8);
+        let answers = self.client.here().outage.answers();
+        let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
+        let set_out = self.client.set_out(&call, &mut attempts);
+        // The daemon answers before the wait is over, whatever others do.
+        set_out.inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, error)).inspect(|_| {
+            self.seat.attach_if_wanted(settings);
+        })
+    }
+
+    /// Fills, and gives the way back.
+    fn store(&self, mut road: Road, lease: u64, loaded: &Loaded) -> Landing {
+        let served = loaded.served();
+        let Some(put) = &loaded.put else {
+            self.abandon(&mut road, &[lease], Duration::ZERO);
+            self.client.give_back(road);
+            return Landing::Value(served);
+        };
+        let filled = self.fill(&mut road, &[Filling { lease, value: &loaded.bytes, options: put }]);
+        match filled {
+            Ok(versions) => {
+                self.client.give_back(road);
+                if versions.first().is_some_and(Option::is_some) {
+                    return Landing::Value(served);
+                }
+                self.seat.loads().lease_lost();
+                self.client.settings().observer.observe(&Event::LeaseLost { cache: self.name() });
+                Landing::Overtaken(served)
+            }
+            // The value is there all the same; closing the connection gives the lease back.
+            Err(error) => {
+                tracing::warn!(cache = self.name(), %error, "what was loaded could not be stored");
+                Landing::Value(served)
+            }
+        }
+    }
+
+    pub(super) fn fill(&self, road: &mut Road, fillings: &[Filling<'_>]) -> Result<Vec<Option<Version>>> {
+        self.on(road, &ops::fill(fillings)?)
+    }
+
+    /// One more request on a way.
+    pub(super) fn on<A>(&self, road: &mut Road, call: &ops::Call<A>) -> Result<A> {
+        let mut attempts = self.client.attempts(call.sending.repeat);
+        road.exchange(call, &mut attempts).map_err(crate::retry::Failure::into_error)?
+    }
+
+    /// Best effort: a way that failed is closed, and the lease with it.
+    pub(super) fn abandon(&self, road: &mut Road, leases: &[u64], throttle: Duration) {
+        if let Err(error) = self.on(road, &ops::abandon(leases, throttle)) {
+            tracing::debug!(%error, "a lease ends with its connection");
+        }
+    }
+
+    /// How this caller looks at a key.
+    pub(super) fn looker<T>(&self, codec: Codec<T>, takes_negatives: bool) -> Looker<'_, T> {
+        Looker {
+            seat: &self.seat,
+            settings: self.client.settings(),
+            scope: self.scope.as_ref(),
+            codec,
+            takes_negatives,
+        }
+    }
+
+    /// Says what wants to be known of a key before it is loaded.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use std::time::Duration;
+    /// let html = client
+    ///     .cache("page")
+    ///     .entry("/product/42")
+    ///     .ttl(Duration::from_secs(60))
+    ///     .stale_for(Duration::from_secs(600))
+    ///     .tag("sku:42")
+    ///     .get_or_load(|_fill| Ok::<_, kv_client::Error>(b"<h1>rocket</h1>".to_vec()))?;
+    /// assert_eq!(html, b"<h1>rocket</h1>");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    pub fn entry(&self, key: impl AsRef<[u8]>) -> EntryBuilder<Cache, Vec<u8>> {
+        EntryBuilder::new(self.clone(), Codec::plain(), key.as_ref())
+    }
+
+    /// The value of a key; if it is not there, what the loader makes of it, stored with this life. Of all processes of the
+    /// host that miss at once one loads, and the others get its value.
+    ///
+    /// While the daemon is away the loader runs, once a key and process.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use std::time::Duration;
+    /// let products = client.cache("product");
+    /// let load = |_: &_| Ok::<_, std::io::Error>(b"rocket".to_vec()); // ask the database
+    /// assert_eq!(products.get_or_load("42", Duration::from_secs(300), load)?, b"rocket");
+    /// assert_eq!(products.get("42")?.as_deref(), Some(&b"rocket"[..]));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Loader`] when the loader failed and nothing stale could be served instead;
+    /// [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock) when the loader comes back to a key that it is loading; see also [`Error`].
+    pub fn get_or_load<E: Into<AnyError>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        ttl: impl Into<Option<Duration>>,
+        loader: impl FnOnce(&Fill<Vec<u8>>) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>> {
+        let (key, codec) = (key.as_ref(), Codec::plain());
+        let options = LoadOptions::with_ttl(ttl.into());
+        let glance = self.glance(&self.looker(codec, false), key, &options);
+        if let Glance::There { value: Some(value), refresh: None } = glance {
+            return Ok(value);
+        }
+        let entry = EntryBuilder { cache: self.clone(), codec, key: key.to_vec(), options, cache_if: None };
+        there(entry.resolve(false, glance, |fill| loader(fill).map(Some))?)
+    }
+
+    #[inline]
+    pub(super) fn glance<T>(&self, looker: &Looker<'_, T>, key: &[u8], options: &LoadOptions) -> Glance<T> {
+        let mut is_due = false;
+        let glance = looker.glance(key, options, &mut is_due);
+        self.tell(is_due);
+        glance
+    }
+}
+
+/// For callers who do not take "there is none" for an answer, and so never get it.
+fn there<T>(value: Option<T>) -> Result<T> {
+    value.ok_or_else(|| Error::Codec { message: "the stored value says that there is none".to_owned() })
+}
+
+impl<T> EntryBuilder<Cache, T> {
+    /// The value; if it is not there, what the loader makes of it, which is stored. The loader runs in this thread.
+    ///
+    /// A stale value is served while somebody else reloads; the first who finds it stale reloads it, before it goes on. See
+    /// [`get_or_load_detached`](EntryBuilder::get_or_load_detached) for timeouts, and for not waiting.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`], and [`Error::Invalid`] for options that make no sense together.
+    pub fn get_or_load<E: Into<AnyError>>(self, loader: impl FnOnce(&Fill<T>) -> Result<T, E>) -> Result<T> {
+        let glance = self.cache.glance(&self.cache.looker(self.codec, false), &self.key, &self.options);
+        there(self.resolve(false, glance, |fill| loader(fill).map(Some))?)
+    }
+
+    /// As [`get_or_load`](EntryBuilder::get_or_load), for what there may be none of: "there is none" is remembered for
+    /// [`negative_ttl`](EntryBuilder::negative_ttl). For typed caches.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use std::time::Duration;
+    /// let products = client.cache("product").typed::<String>(kv_client::SchemaVersion(1));
+    /// let mut asked = 0;
+    /// for _ in 0..2 {
+    ///     let none = products.entry("no-such-thing").negative_ttl(Duration::from_secs(5)).find_or_load(|_fill| {
+    ///         asked += 1;
+    ///         Ok::<_, std::io::Error>(None)
+    ///     })?;
+    ///     assert_eq!(none, None);
+    /// }
+    /// assert_eq!(asked, 1);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub fn find_or_load<E: Into<AnyError>>(
+        self,
+        loader: impl FnOnce(&Fill<T>) -> Result<Option<T>, E>,
+    ) -> Result<Option<T>> {
+        self.codec.negative()?;
+        let glance = self.cache.glance(&self.cache.looker(self.codec, true), &self.key, &self.options);
+        self.resolve(true, glance, loader)
+    }
+
+    /// Loads although the value is there, and stores it; callers that do so at once share one load.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let products = client.cache("product");
+    /// products.put("42", "rocket", None)?;
+    /// let fresh = products.entry("42").refresh(|_fill| Ok::<_, std::io::Error>(b"comet".to_vec()))?;
+    /// assert_eq!(fresh, b"comet");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`].
+    pub fn refresh<E: Into<AnyError>>(self, loader: impl FnOnce(&Fill<T>) -> Result<T, E>) -> Result<T> {
+        let except = self.cache.describe(&self.key)?.map(|entry| entry.version);
+        there(self.resolve(false, Glance::Load { stale: None, except }, |fill| loader(fill).map(Some))?)
+    }
+
+    fn resolve<E: Into<AnyError>>(
+        self,
+        takes_negatives: bool,
+        glance: Glance<T>,
+        loader: impl FnOnce(&Fill<T>) -> Result<Option<T>, E>,
+    ) -> Result<Option<T>> {
+        if let Some(timeout) = self.options.soft_timeout.or(self.options.hard_timeout) {
+            return Err(Error::invalid(format!(
+                "a timeout of {timeout:?} for a loader that runs in the caller's thread; use get_or_load_detached"
+            )));
+        }
+        let EntryBuilder { cache, codec, key, options, cache_if } = self;
+        let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives };
+        let run = runner(load, cache_if, |fill: Fill<T>| loader(&fill));
+        let takes = |bytes: &[u8]| load.takes(bytes);
+        load.resolve(glance, |course, flight| course.fly(flight, takes, run))
+    }
+}
+
+impl<T: 'static> EntryBuilder<Cache, T> {
+    /// As [`get_or_load`](EntryBuilder::get_or_load), with the loader in a thread of its own, at most 64 at once: timeouts hold, a stale value
+    /// is served while it is reloaded, and a load ahead of the end holds up nobody.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use std::time::Duration;
+    /// let page = client
+    ///     .cache("page")
+    ///     .entry("/")
+    ///     .ttl(Duration::from_secs(60))
+    ///     .hard_timeout(Duration::from_secs(2))
+    ///     .get_or_load_detached(|_fill| Ok::<_, std::io::Error>(b"<h1>Toys</h1>".to_vec()))?;
+    /// assert_eq!(page, b"<h1>Toys</h1>");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_load`], and [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) after the hard timeout.
+    pub fn get_or_load_detached<E: Into<AnyError> + 'static>(
+        self,
+        loader: impl FnOnce(Fill<T>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T> {
+        let EntryBuilder { cache, codec, key, options, cache_if } = self;
+        let glance = cache.glance(&cache.looker(codec, false), &key, &options);
+        let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives: false };
+        let run = Owned { cache: cache.clone(), codec, key: key.clone(), options: options.clone() };
+        let fly = move |course: Course, flight: Option<&Flight>| {
+            let load = run.load();
+            let run = runner(load, cache_if, move |fill| loader(fill).map(Some));
+            course.fly(flight, |bytes| load.takes(bytes), run)
+        };
+        there(load.resolve_detached(glance, fly)?)
+    }
+}
+
+/// A load as its parts, borrowed.
+struct Load<'a, T> {
+    cache: &'a Cache,
+    codec: Codec<T>,
+    key: &'a [u8],
+    options: &'a LoadOptions,
+    takes_negatives: bool,
+}
+
+impl<T> Clone for Load<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Load<'_, T> {}
+
+/// The same, for a thread of its own.
+struct Owned<T> {
+    cache: Cache,
+    codec: Codec<T>,
+    key: Vec<u8>,
+    options: LoadOptions,
+}
+
+impl<T> Owned<T> {
+    fn load(&self) -> Load<'_, T> {
+        let Owned { cache, codec, key, options } = self;
+        Load { cache, codec: *codec, key, options, takes_negatives: false }
+    }
+}
+
+/// The caller's loader, with all that happens around it.
+fn runner<'a, T, E: Into<AnyError>>(
+    load: Load<'a, T>,
+    cache_if: Option<Box<dyn FnOnce(&T) -> bool + Send>>,
+    loader: impl FnOnce(Fill<T>) -> Result<Option<T>, E> + 'a,
+) -> impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded> + 'a
+where
+    T: 'a,
+{
+    move |stale, lease| {
+        let name = load.cache.name();
+        let fill = Fill::new(load.codec, stale);
+        let _span = tracing::debug_span!("load", cache = name).entered();
+        let within = Chain::current().loading(name, [(load.key, lease)]).enter();
+        let began = Instant::now();
+        let loaded = loader(fill.clone());
+        drop(within);
+        let took = began.elapsed();
+        load.cache.seat.loads().loaded(loaded.is_ok());
+        let ok = loaded.is_ok();
+        load.cache.client.settings().observer.observe(&Event::Loaded { cache: name, took, ok });
+        let value = loaded.map_err(|error| loader_failed(name, load.key, Arc::from(error.into())))?;
+        let keep = match (cache_if, &value) {
+            (Some(keep), Some(value)) => keep(value),
+            (Some(_), None) | (None, _) => true,
+        };
+        conclude(value.as_ref(), &fill, load.codec, load.options, keep, took)
+    }
+}
+
+impl<T> Load<'_, T> {
+    fn looker(&self) -> Looker<'_, T> {
+        self.cache.looker(self.codec, self.takes_negatives)
+    }
+
+    fn wait(&self) -> Duration {
+        self.options.wait.unwrap_or_else(|| lock_wait(self.cache.client.op_timeout())).min(LEASE_WAIT_MAX)
+    }
+
+    fn course(&self, except: Option<Version>, chain: &Chain, wait: Duration) -> Course {
+        Course {
+            cache: self.cache.clone(),
+            key: self.key.to_vec(),
+            options: self.options.clone(),
+            except,
+            chain: chain.clone(),
+            wait,
+        }
+    }
+
+    /// A value for this caller; `None`: it does not take it.
+    fn serve(&self, served: &Served) -> Option<Option<T>> {
+        let value = self.looker().take(&served.bytes)?;
+        self.looker().hit(served.source, served.is_stale);
+        served.note(self.cache.scope.as_ref());
+        Some(value)
+    }
+
+    fn under_way(&self) -> bool {
+        self.cache.client.here().flights.is_under_way(self.cache.seat.id(), self.key)
+    }
+
+    /// Whether stored bytes are a value to this caller.
+    fn takes(&self, bytes: &[u8]) -> bool {
+        match self.codec.decode(bytes) {
+            Some(Decoded::Value(_)) => true,
+            Some(Decoded::Negative) => self.takes_negatives,
+            None => false,
+        }
+    }
+
+    /// Loads in this thread.
+    fn resolve(
+        &self,
+        glance: Glance<T>,
+        fly: impl FnOnce(&Course, Option<&Flight>) -> Landing,
+    ) -> Result<Option<T>> {
+        let mut fly = Some(fly);
+        self.go(glance, |course, lead| {
+            let fly = fly.take().expect("a load is flown once");
+            let landing = fly(&course, lead.as_ref().map(|lead| &*lead.flight));
+            if let Some(lead) = &lead {
+                lead.flight.land(landing.clone());
+            }
+            Some(landing)
+        })
+    }
+
+    /// Loads in a thread of its own, while there are few of them.
+    fn resolve_detached(
+        &self,
+        glance: Glance<T>,
+        fly: impl FnOnce(Course, Option<&Flight>) -> Landing + Send + 'static,
+    ) -> Result<Option<T>> {
+        let mut fly = Some(fly);
+        self.go(glance, |course, lead| {
+            let fly = fly.take().expect("a load is flown once");
+            let client = course.cache.client.clone();
+            let is_free = client.here().detached.fetch_add(1, Ordering::Relaxed) < DETACHED_LOADS_MAX;
+            let fly = move || {
+                let _within = course.chain.clone().enter();
+                let landing = fly(course, lead.as_ref().map(|lead| &*lead.flight));
+                if let Some(lead) = &lead {
+                    lead.flight.land(landing.clone());
+                }
+                client.here().detached.fetch_sub(1, Ordering::Relaxed);
+                landing
+            };
+            if !is_free {
+                return Some(fly());
+            }
+            match std::thread::Builder::new().name("kvd-load".to_owned()).spawn(fly) {
+                Ok(_) => None,
+                Err(error) => Some(Landing::Failed(Error::lost(false, error))),
+            }
+        })
+    }
+
+    /// What both have in common. `set_off` flies a course: its landing, or `None` when it is under way in another thread.
+    fn go(
+        &self,
+        glance: Glance<T>,
+        mut set_off: impl FnMut(Course, Option<Lead>) -> Option<Landing>,
+    ) -> Result<Option<T>> {
+        let name = self.cache.name();
+        match glance {
+            Glance::There { value, refresh: None } => Ok(value),
+            Glance::There { value, refresh: Some(version) } => {
+                Ok(self.refresh_ahead(version, &mut set_off).unwrap_or(value))
+            }
+            Glance::Load { stale, except } => {
+                self.options.check()?;
+                let chain = Chain::current();
+                chain.check(name, self.key)?;
+                let loaded = self.load(stale, except, &chain, &mut set_off)?;
+                loaded.ok_or_else(|| Error::Codec {
+                    message: format!("key {} of cache {name} is no value of this type", self.key.escape_ascii()),
+                })
+            }
+        }
+    }
+
+    /// Reloads what is there and will do. `None`: others do, or it failed, or it is under way.
+    fn refresh_ahead(
+        &self,
+        version: Version,
+        set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
+    ) -> Option<Option<T>> {
+        let chain = Chain::current();
+        if self.under_way() || !chain.is_empty() {
+            return None;
+        }
+        let lead = self.board().ok()?;
+        self.cache.seat.loads().refresh();
+        match set_off(self.course(Some(version), &chain, Duration::ZERO), Some(lead))? {
+            Landing::Value(served) | Landing::Overtaken(served) => self.serve(&served),
+            Landing::Failed(error) => {
+                tracing::debug!(cache = self.cache.name(), %error, "a load ahead of the end failed");
+                None
+            }
+        }
+    }
+
+    /// Leads a load of the key, or finds whom to wait for.
+    fn board(&self) -> Result<Lead, Arc<Flight>> {
+        let flights = &self.cache.client.here().flights;
+        match flights.board(self.cache.seat.id(), self.key, Flight::default) {
+            Boarded::Joined(flight) => Err(flight),
+            Boarded::Led(flight) => Ok(self.lead(flight)),
+        }
+    }
+
+    fn lead(&self, flight: Arc<Flight>) -> Lead {
+        let (client, seat) = (self.cache.client.clone(), self.cache.seat.id());
+        Lead { client, seat, key: self.key.to_vec(), flight }
+    }
+
+    /// Loads, or waits for who does: a value that the caller takes, or `None`.
+    fn load(
+        &self,
+        mut stale: Option<Served>,
+        mut except: Option<Version>,
+        chain: &Chain,
+        set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
+    ) -> Result<Option<Option<T>>> {
+        let (here, wait) = (self.cache.client.here(), self.wait());
+        let gave_up = || Error::Timeout { waited: wait, maybe_applied: false };
+        let mut overtaken = 0;
+        loop {
+            if let Some(served) = stale.as_ref().filter(|_| self.under_way()) {
+                return Ok(self.serve(served));
+            }
+            if here.outage.is_open()
+                && let Some(served) = here.standby.get(self.cache.seat.id(), self.key)
+                && let Some(value) = self.serve(&served)
+            {
+                return Ok(Some(value));
+            }
+            // Who is in the middle of something waits in the daemon alone.
+            let boarded = if chain.is_empty() { self.board() } else { Ok(self.lead(Arc::default())) };
+            let (leads, flight) = match boarded {
+                Err(flight) => {
+                    self.cache.seat.loads().coalesced();
+                    let event = Event::Coalesced { cache: self.cache.name() };
+                    self.cache.client.settings().observer.observe(&event);
+                    (false, flight)
+                }
+                Ok(lead) => {
+                    let flight = Arc::clone(&lead.flight);
+                    set_off(self.course(except, chain, wait), Some(lead));
+                    (true, flight)
+                }
+            };
+            match flight.wait(&Patience::new(leads, stale.take(), self.options, wait)) {
+                Turn::Take(served) => match self.serve(&served) {
+                    // Of another schema, or "there is none": once more, without it.
+                    None if !leads && except.is_none() => except = served.version,
+                    value => return Ok(value),
+                },
+                Turn::LookAgain(served) => {
+                    overtaken += 1;
+                    if overtaken > OVERTAKEN_MAX {
+                        return Ok(self.serve(&served));
+                    }
+                    match self.cache.glance(&self.looker(), self.key, self.options) {
+                        Glance::There { value, .. } => return Ok(Some(value)),
+                        Glance::Load { stale: again, except: other } => (stale, except) = (again, other),
+                    }
+                }
+                Turn::Fail(error) => return Err(error),
+                Turn::GiveUp | Turn::Wait(_) if leads || self.options.on_busy == OnBusy::Fail => {
+                    return Err(gave_up());
+                }
+                // In vain: it loads for itself.
+                Turn::GiveUp | Turn::Wait(_) => {
+                    return match set_off(self.course(except, chain, Duration::ZERO), None).ok_or_else(gave_up)? {
+                        Landing::Value(served) | Landing::Overtaken(served) => Ok(self.serve(&served)),
+                        Landing::Failed(error) => Err(error),
+                    };
+                }
+            }
+        }
+    }
+}
