@@ -125,6 +125,7 @@ impl Engine {
             count(&cache.counters.clears);
         }
         self.control.commit(version);
+        self.overtake_cleared(&mut state, caches, scope);
         Ok((version, logged.filter(|_| ack == kv_proto::wire::Durability::Durable)))
     }
 }

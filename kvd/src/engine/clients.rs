@@ -164,7 +164,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Increment { cache, .. }
         | Request::Drop { cache }
         | Request::Attach { cache }
-        | Request::Hits { cache, .. } => (vec![*cache], false),
+        | Request::Hits { cache, .. }
+        | Request::Lease { cache, .. } => (vec![*cache], false),
+        Request::Watch { cache, .. } => (cache.iter().copied().collect(), false),
         Request::Commit { checks, writes, .. } => {
             let written = writes.iter().map(|write| match write {
                 Write::Put { cache, .. } | Write::Expire { cache, .. } | Write::Delete { cache, .. } => {
@@ -188,7 +190,13 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::CommitTransaction { .. }
         | Request::Rollback { .. }
         | Request::Renew { .. }
-        | Request::Transactions => (Vec::new(), false),
+        | Request::Transactions
+        // By right of leases, which were granted to who may use the cache.
+        | Request::Fill { .. }
+        | Request::Abandon { .. }
+        | Request::Lock { .. }
+        | Request::RenewLock { .. }
+        | Request::Unlock { .. } => (Vec::new(), false),
     }
 }
 
@@ -200,6 +208,7 @@ impl Session {
             client: None,
             park: Box::new(ThreadPark::default()),
             transaction: None,
+            held: BTreeMap::new(),
             buffer: Vec::new(),
             keys: Vec::new(),
             handed: None,

@@ -14,7 +14,7 @@ use super::waiting::Passage;
 use super::write::Durable;
 use super::{Engine, Session, State};
 use crate::config::{CacheConfig, check_cache_name};
-use crate::store::{CacheId, CacheStamps, Change};
+use crate::store::{CacheId, CacheStamps, Change, Scope};
 
 /// A fresh segment and what belongs to it, not yet known to anybody.
 pub(crate) struct Made {
@@ -198,6 +198,7 @@ impl Engine {
         cache.note_stamp(version);
         cache.dropped.store(true, Ordering::Release);
         self.control.commit(version);
+        self.overtake_cleared(&mut state, std::slice::from_ref(&cache), Scope::All);
         state.dropped.push(cache);
         drop(state);
         tracing::info!(cache = name, "dropped");

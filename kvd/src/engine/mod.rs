@@ -13,7 +13,9 @@ mod clients;
 mod create;
 mod error;
 mod item;
+mod lease;
 mod locks;
+mod named;
 mod open;
 mod read;
 mod scan;
@@ -25,6 +27,7 @@ mod waiting;
 mod warm;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
@@ -49,8 +52,9 @@ use crate::metrics::Metrics;
 use crate::store::{CacheId, Store, StoreError};
 
 pub use crate::store::LogNumber;
-use crate::txn::{Locking, Locks};
+use crate::txn::{Locking, Locks, Number};
 use cache::{Cache, Caches, Memory};
+use lease::{Cooling, Holding};
 use transaction::Transaction;
 
 /// The store is told this often how far sequences are used; it reserves far more at a time.
@@ -101,6 +105,7 @@ pub(crate) struct State {
     /// Every prefix clear up to this sequence has left the tree.
     swept: Version,
     locks: Locks,
+    cooling: Cooling,
 }
 
 impl State {
@@ -123,6 +128,8 @@ pub struct Session {
     /// Where its thread waits for locks.
     park: Box<dyn Park>,
     transaction: Option<Box<Transaction>>,
+    /// Leases and named locks, by number.
+    held: BTreeMap<Number, Holding>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
     /// For the client, beside the answer that is being made.
@@ -208,3 +215,6 @@ impl std::fmt::Debug for Engine {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

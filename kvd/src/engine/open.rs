@@ -10,6 +10,7 @@ use kv_proto::wire::{Durability, Effect};
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
+use super::lease::Cooling;
 use super::{Engine, Failure, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
@@ -111,6 +112,7 @@ impl Engine {
                 dropped: Vec::new(),
                 swept: 0,
                 locks: Locks::default(),
+                cooling: Cooling::default(),
             }),
             prefix_retired: Condvar::new(),
             creating: Mutex::new(()),

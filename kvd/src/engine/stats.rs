@@ -26,7 +26,8 @@ impl Engine {
         let found = self.found.lock();
         let (locks, open) = {
             let state = self.lock();
-            (state.locks.counts(), state.locks.parties().count())
+            let open = state.locks.parties().filter(|(_, party)| !party.kind.is_of_the_caller()).count();
+            (state.locks.counts(), open)
         };
         let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
@@ -85,6 +86,14 @@ impl Engine {
             ("kvd_cache_removals_total", read(&counters.removals)),
             ("kvd_cache_clears_total", read(&counters.clears)),
             ("kvd_cache_conditions_refused_total", read(&counters.conditions_refused)),
+            ("kvd_leases_granted_total", read(&counters.leases_granted)),
+            ("kvd_lease_fills_total", read(&counters.lease_fills)),
+            ("kvd_lease_fills_refused_total", read(&counters.lease_fills_refused)),
+            ("kvd_lease_abandons_total", read(&counters.lease_abandons)),
+            ("kvd_lease_waits_total", read(&counters.lease_waits)),
+            ("kvd_leases_overtaken_total", read(&counters.leases_overtaken)),
+            ("kvd_leases_expired_total", read(&counters.leases_expired)),
+            ("kvd_leases_lost_total", read(&counters.leases_lost)),
             ("kvd_cache_items", counts.items as f64),
             ("kvd_cache_disk_marks", counts.disk_marks as f64),
             ("kvd_cache_evicted_total", counts.evicted as f64),

@@ -158,11 +158,11 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// While a transaction is open: waits for the next request, for the end of the client's process, or for the end of the
-    /// transaction's life, whichever comes first.
+    /// While the client holds something that others may want: waits for the next request, for the end of its process, or for the
+    /// end of its transaction's life, whichever comes first.
     fn await_client(&self, session: &Session, watch: &mut Watch) -> Result<(), End> {
         let engine = &self.shared.engine;
-        while let Some(ends) = engine.transaction_ends(session) {
+        while let Some(ends) = engine.watched_until(session) {
             if self.input.has_frame(self.frame_bytes_max) {
                 return Ok(());
             }
