@@ -76,6 +76,8 @@ pub const HOLDS_MAX: usize = 64;
 pub const COOLING_MAX: usize = 16_384;
 /// Changes that wait for a slow watcher. Beyond: they are left out, and counted.
 pub const WATCH_CHANGES_MAX: usize = 4_096;
+/// Bytes of the keys of changes that wait for a slow watcher. Beyond: they are left out, and counted.
+pub const WATCH_BYTES_MAX: usize = 1 << 20;
 /// Watchers at once. Beyond: `Unavailable`.
 pub const WATCHERS_MAX: usize = 256;
 

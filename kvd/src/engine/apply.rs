@@ -139,7 +139,7 @@ impl Engine {
             }
             Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
             Request::Unlock { fence } => self.unlock(session, *fence, out)?,
-            Request::Watch { .. } => return Err(Failure::invalid("this daemon cannot be watched")),
+            Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
         }
         Ok(None)
     }

@@ -251,6 +251,7 @@ impl Engine {
         }
         self.control.commit(version);
         self.overtake(state, targets, actions);
+        self.tell_changes(version, targets, actions);
         (version, logged)
     }
 

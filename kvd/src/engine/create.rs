@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use kv_proto::limits;
 use kv_proto::segment::{Backed, Geometry, SegmentState, SweepCursor, Words, Writer};
-use kv_proto::wire::{Durability, Effect, ErrorKind, Response, encode_into};
+use kv_proto::wire::{Durability, Effect, ErrorKind, Response, What, encode_into};
 
 use super::cache::{Cache, Memory, View};
 use super::error::Failure;
@@ -199,6 +199,7 @@ impl Engine {
         cache.dropped.store(true, Ordering::Release);
         self.control.commit(version);
         self.overtake_cleared(&mut state, std::slice::from_ref(&cache), Scope::All);
+        self.tell(version, &cache, What::Dropped);
         state.dropped.push(cache);
         drop(state);
         tracing::info!(cache = name, "dropped");

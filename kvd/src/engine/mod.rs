@@ -25,6 +25,7 @@ mod tidy;
 mod transaction;
 mod waiting;
 mod warm;
+mod watch;
 mod write;
 
 use std::collections::BTreeMap;
@@ -83,6 +84,7 @@ pub struct Engine {
     /// The newest segment's number.
     segments: AtomicU64,
     clients: Arc<clients::Clients>,
+    watchers: Arc<watch::Watchers>,
     started: Instant,
     /// Caches to be written to disk again.
     rewrites: Mutex<Vec<CacheId>>,
@@ -130,6 +132,7 @@ pub struct Session {
     transaction: Option<Box<Transaction>>,
     /// Leases and named locks, by number.
     held: BTreeMap<Number, Holding>,
+    watching: Option<watch::Watching>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
     /// For the client, beside the answer that is being made.

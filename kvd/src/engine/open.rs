@@ -124,6 +124,7 @@ impl Engine {
             run_id,
             segments: AtomicU64::new(0),
             clients: Arc::new(clients::Clients::default()),
+            watchers: Arc::default(),
             started: locked,
             lock: Mutex::new(Some(lock)),
             metrics: Metrics::new(),
@@ -222,7 +223,15 @@ impl Engine {
         };
         // This needs not wait for the dead daemon's readers: nobody is served yet.
         let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
-        self.stamp_by(&mut Session::of_process(), std::slice::from_ref(cache), Scope::All, effect, deadline)?;
+        let what = kv_proto::wire::What::Cleared { effect };
+        self.stamp_by(
+            &mut Session::of_process(),
+            std::slice::from_ref(cache),
+            Scope::All,
+            effect,
+            what,
+            deadline,
+        )?;
         let mut found = self.found.lock();
         match effect {
             Effect::Stale => found.stale.push(cache.name.clone()),

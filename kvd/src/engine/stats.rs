@@ -56,6 +56,7 @@ impl Engine {
             ("kvd_swept_items_total", store.swept_items as f64),
             ("kvd_disk_evicted_items_total", store.evicted_items as f64),
             ("kvd_transactions_open", open as f64),
+            ("kvd_watchers", self.watchers_count() as f64),
             ("kvd_lock_waits_total", locks.waits as f64),
             ("kvd_deadlocks_total", locks.deadlocks as f64),
             ("kvd_transactions_ended_silent_total", locks.silent as f64),

@@ -206,6 +206,7 @@ impl Engine {
     pub fn leave(&self, session: &mut Session) {
         self.leave_transaction(session);
         self.give_up_all(session);
+        session.watching = None;
     }
 
     fn leave_transaction(&self, session: &mut Session) {
