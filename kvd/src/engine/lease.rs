@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_proto::segment::{Freshness, Install, Life, Outcome};
@@ -204,7 +205,9 @@ impl Engine {
         fetched: &mut [Option<Fetched>; 1],
     ) -> Result<Option<Lent>, Failure> {
         let target = &asked.target;
-        if let Some(hit) = self.fresh_in_memory(session, asked) {
+        if fetched[0].is_none()
+            && let Some(hit) = self.fresh_in_memory(session, asked)
+        {
             return Ok(Some(hit));
         }
         let mut state = self.lock();
@@ -253,6 +256,10 @@ impl Engine {
         source: Source,
     ) -> Result<Option<Lent>, Failure> {
         let now = self.clock.instant();
+        if asked.target.cache.dropped.load(Ordering::Acquire) {
+            // There is nothing to be filled; the next wish makes the cache anew.
+            return Ok(Some(Lent::Alone));
+        }
         let is_there = found.is_some();
         let usable = found.filter(|(item, _)| asked.except != Some(item.version));
         let stale = match usable {
@@ -357,6 +364,8 @@ impl Engine {
         match self.wait_for_locks(state, &mut *session.park, number, &needs, false, deadline) {
             Ok(_) => Ok(None),
             Err(failure) if failure.kind == ErrorKind::Timeout => Ok(Some(Lent::Busy)),
+            // It got the lease and lost it again before this thread woke: as if it had been sent to look.
+            Err(failure) if failure.kind == ErrorKind::LeaseLost => Ok(None),
             Err(failure) => Err(failure),
         }
     }

@@ -50,12 +50,17 @@ impl Engine {
             Err(failure) => {
                 let mut state = self.lock();
                 let holder = holder_of(&state, &lock);
+                let doom = state.locks.party(fence).and_then(Party::doom).cloned();
                 state.locks.leave(fence, self.clock.instant());
-                if failure.kind != ErrorKind::Timeout {
-                    return Err(failure);
+                match doom {
+                    // It got the lock and lost it again before this thread woke.
+                    Some(doom) => Err(lost(fence, Some(&doom))),
+                    None if failure.kind == ErrorKind::Timeout => {
+                        encode_into(out, &Response::Busy { holder: &holder });
+                        Ok(())
+                    }
+                    None => Err(failure),
                 }
-                encode_into(out, &Response::Busy { holder: &holder });
-                Ok(())
             }
         }
     }

@@ -6,7 +6,7 @@ use kv_proto::wire::{
     Bytes, Condition, Effect, ErrorKind, Expiry, Filling, PutOptions, Request, Response, Scope, Wanted, Write,
 };
 
-use super::{Got, LONG_MS, PATIENCE, Somebody, fresh, house, stale};
+use super::{Got, LONG_MS, PATIENCE, Somebody, fresh, house, house_with, stale};
 use crate::txn::PartyKind;
 
 #[test]
@@ -265,32 +265,42 @@ fn a_write_during_the_load_sends_all_waiters_to_look_at_once() {
 
 #[test]
 fn after_a_clear_one_of_the_waiters_loads_anew_and_the_others_wait_for_that() {
+    for scope in [Scope::Everything, Scope::Cache("c"), Scope::Prefix { cache: "c", prefix: b"k" }] {
+        let house = house();
+        let mut loader = house.somebody();
+        let lease = loader.lease("k", 0).lease();
+        std::thread::scope(|threads| {
+            let ask = || {
+                let mut next = house.somebody();
+                let Got::Leased(lease, None) = next.lease("k", LONG_MS) else { return false };
+                house.await_waiting(3);
+                next.fill(lease, "second")
+            };
+            let waiters: Vec<_> = (0..4).map(|_| threads.spawn(ask)).collect();
+            house.await_waiting(4);
+            house.somebody().clear(scope, Effect::Gone);
+            let loaded = waiters.into_iter().map(|waiter| waiter.join().unwrap()).filter(|loaded| *loaded);
+            assert_eq!(loaded.count(), 1, "{scope:?}");
+        });
+        assert!(!loader.fill(lease, "first"));
+        assert_eq!(house.somebody().get("k").as_deref(), Some("second"));
+    }
+}
+
+#[test]
+fn who_waits_for_a_load_in_a_cache_that_is_dropped_is_told_to_load_alone() {
     let house = house();
     let mut loader = house.somebody();
     let lease = loader.lease("k", 0).lease();
-    std::thread::scope(|scope| {
-        let ask = || {
-            let mut next = house.somebody();
-            match next.lease("k", LONG_MS) {
-                Got::Leased(lease, None) => {
-                    house.await_waiting(3);
-                    assert!(next.fill(lease, "second"));
-                    true
-                }
-                other => {
-                    assert_eq!(other, fresh("second"));
-                    false
-                }
-            }
-        };
-        let waiters: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
-        house.await_waiting(4);
-        house.somebody().clear(Scope::Cache("c"), Effect::Gone);
-        let loaded =
-            waiters.into_iter().map(|waiter| waiter.join().unwrap()).filter(|loaded| *loaded).count();
-        assert_eq!(loaded, 1);
+    std::thread::scope(|threads| {
+        let waiter = threads.spawn(|| house.somebody().lease("k", LONG_MS));
+        house.await_waiting(1);
+        house.somebody().write(Request::Drop { cache: "c" });
+        assert_eq!(waiter.join().unwrap(), Got::Alone);
     });
-    assert!(!loader.fill(lease, "first"));
+    assert!(!loader.fill(lease, "v"));
+    let anew = loader.lease("k", 0).lease();
+    assert!(loader.fill(anew, "v"), "the cache is made anew");
 }
 
 #[test]
@@ -458,4 +468,38 @@ fn plain_writes_pass_while_only_leases_and_names_are_held() {
     drop(holder);
     let state = house.engine.lock();
     assert!(state.locks.is_idle() && !state.locks.has_leases() && state.locks.parties().count() == 0);
+}
+
+#[test]
+fn an_item_that_is_only_on_disk_is_found_and_not_loaded_again() {
+    let house = house_with(|config| config.default.memory_bytes = 1 << 20);
+    let mut somebody = house.somebody();
+    let large = "v".repeat(40_000);
+    for number in 0..100 {
+        somebody.put(&number.to_string(), &large);
+    }
+    for key in ["0", "1", "99"] {
+        assert_eq!(somebody.lease(key, 0), fresh(&large), "{key}");
+    }
+    assert!(house.counted("kvd_cache_hits_disk_total") > 0.0);
+    house.clock.advance(Duration::from_secs(2));
+    let Got::Leased(lease, Some(meanwhile)) = somebody.lease("2", 0) else { panic!("no lease") };
+    assert_eq!(meanwhile, large);
+    assert_eq!(house.somebody().lease("2", LONG_MS), stale(&large));
+    assert!(somebody.fill(lease, "new"));
+}
+
+#[test]
+fn a_long_answer_stops_early_and_lends_nothing_beyond() {
+    let house = house();
+    let mut somebody = house.somebody();
+    let large = "v".repeat(600_000);
+    for key in ["a", "b", "c"] {
+        somebody.put(key, &large);
+    }
+    let wanted = ["a", "b", "c", "missing"].map(|key| Wanted { key: key.as_bytes(), except: None });
+    let loans = somebody.lend(&wanted, 0, 1_000, &[]);
+    assert_eq!(loans.len(), 2, "two are beyond the bound");
+    assert_eq!(house.counted("kvd_leases_granted_total"), 0.0);
+    assert_eq!(somebody.lend(&wanted[2..], 0, 1_000, &[]).len(), 2);
 }

@@ -247,4 +247,5 @@ fn got(loan: &Loan<'_>) -> Got {
 
 mod leases;
 mod named;
+mod storm;
 mod watching;
