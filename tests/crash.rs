@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use kv_client::blocking::Client;
-use kv_client::{Effect, PutOptions, Ttl};
+use kv_client::{Effect, OnOutage, PutOptions, Ttl};
 
 use crate::support::{Home, SOON, random, wait_for};
 use crate::worker;
@@ -123,6 +123,8 @@ pub(crate) fn storm_worker() {
         .socket(var("KVD_SOCKET"))
         .op_timeout(Duration::from_secs(10))
         .restart_grace(Duration::from_secs(10))
+        // It must know which answers it has got.
+        .on_outage(OnOutage::Error)
         .build_lazy();
     let mut storm = Storm { client, number, known: HashMap::new(), version: 0, acknowledged: 0, writes: 0 };
     while !stop.exists() {

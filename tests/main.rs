@@ -11,6 +11,7 @@ mod fair;
 mod holders;
 mod hostile;
 mod intruder;
+mod leases;
 mod life;
 mod lifecycle;
 mod operations;

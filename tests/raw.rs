@@ -3,10 +3,12 @@
 use std::cell::RefCell;
 use std::io::{Read, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use kv_client::ErrorKind;
 use kv_proto::wire::{
-    Envelope, Hello, PROTOCOL_MAGIC, PROTOCOL_VERSION, PutOptions, Request, Response, decode, encode_into,
+    self, Envelope, Filling, Hello, PROTOCOL_MAGIC, PROTOCOL_VERSION, PutOptions, Request, Response, Wanted,
+    decode, encode_into,
 };
 
 use crate::support::Home;
@@ -14,9 +16,22 @@ use crate::support::Home;
 /// A connection.
 pub(crate) struct Raw(RefCell<UnixStream>);
 
+/// What became of a wish for one item.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Loan {
+    Hit(String),
+    Leased(u64),
+    Busy,
+    Alone,
+}
+
 impl Raw {
     pub(crate) fn connect(home: &Home) -> Raw {
-        let mut stream = UnixStream::connect(home.socket()).unwrap();
+        Raw::at(&home.socket())
+    }
+
+    pub(crate) fn at(socket: &Path) -> Raw {
+        let mut stream = UnixStream::connect(socket).unwrap();
         let mut hello = Vec::new();
         let greeting =
             Hello { magic: PROTOCOL_MAGIC, version: PROTOCOL_VERSION, oldest: PROTOCOL_VERSION, name: "raw" };
@@ -87,6 +102,45 @@ impl Raw {
         }
         keys.sort();
         keys
+    }
+
+    /// Processes that this one starts from now on keep the connection open after its death.
+    pub(crate) fn let_children_inherit(&self) {
+        rustix::io::fcntl_setfd(&*self.0.borrow(), rustix::io::FdFlags::empty()).unwrap();
+    }
+
+    pub(crate) fn lease(&self, cache: &str, key: &str, wait_ms: u32) -> Loan {
+        let keys = vec![Wanted { key: key.as_bytes(), except: None }];
+        let request = Request::Lease { cache, keys, wait_ms, lease_ms: 600_000, holds: vec![] };
+        self.ask(request, |response| match response {
+            Response::Loans(loans) => match &loans[0] {
+                wire::Loan::Hit(item) => Loan::Hit(String::from_utf8(item.value.to_vec()).unwrap()),
+                wire::Loan::Leased { lease, .. } => Loan::Leased(*lease),
+                wire::Loan::Busy => Loan::Busy,
+                wire::Loan::Alone => Loan::Alone,
+            },
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// Whether it was taken.
+    pub(crate) fn fill(&self, lease: u64, value: &str) -> bool {
+        let options = PutOptions::default();
+        let fills = vec![Filling { lease, value: value.as_bytes(), options }];
+        self.ask(Request::Fill { fills }, |response| match response {
+            Response::Filled(versions) => versions[0].is_some(),
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// The fence, or who has it.
+    pub(crate) fn lock(&self, name: &str, wait_ms: u32) -> Result<u64, String> {
+        let request = Request::Lock { name, lock_ms: 600_000, wait_ms, holds: vec![] };
+        self.ask(request, |response| match response {
+            Response::Locked { fence } => Ok(fence),
+            Response::Busy { holder } => Err(holder.to_owned()),
+            other => panic!("{other:?}"),
+        })
     }
 
     pub(crate) fn commit(&self, transaction: u64) -> Result<(), ErrorKind> {

@@ -35,6 +35,7 @@ fn process() {
         Ok("fair") => crate::fair::part(),
         Ok("historian") => crate::serial::historian(),
         Ok("holder") => crate::holders::holder(),
+        Ok("loader") => crate::leases::loader(),
         Ok("storm") => crate::crash::storm_worker(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),

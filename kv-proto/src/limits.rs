@@ -72,8 +72,12 @@ pub const NAMED_LOCK_LIFE_MAX: Duration = Duration::from_secs(24 * 3_600);
 pub const HELD_MAX: usize = GET_MANY_KEYS_MAX;
 /// What a caller says that it holds. Beyond: `TooLarge`.
 pub const HOLDS_MAX: usize = 2 * HELD_MAX;
+/// Keys whose failed load is not tried again for a while. Beyond: the next one is tried again at once.
+pub const COOLING_MAX: usize = 16_384;
 /// Changes that wait for a slow watcher. Beyond: they are left out, and counted.
 pub const WATCH_CHANGES_MAX: usize = 4_096;
+/// Bytes of the keys of changes that wait for a slow watcher. Beyond: they are left out, and counted.
+pub const WATCH_BYTES_MAX: usize = 1 << 20;
 /// Watchers at once. Beyond: `Unavailable`.
 pub const WATCHERS_MAX: usize = 256;
 

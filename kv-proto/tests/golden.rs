@@ -3,9 +3,9 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect, Expiry,
-    Freshness, Hello, Item, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request, Response, ScanItem, Scope,
-    Sliding, TransactionInfo, Want, Welcome, WireError, Write,
+    Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
+    Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request,
+    Response, ScanItem, Scope, Sliding, TransactionInfo, Want, Wanted, Welcome, What, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,23 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("rollback", Request::Rollback { transaction: 300 }),
         ("renew", Request::Renew { transaction: 300 }),
         ("transactions", Request::Transactions),
+        (
+            "lease",
+            Request::Lease {
+                cache,
+                keys: vec![Wanted { key, except: None }, Wanted { key: b"bc", except: Some(300) }],
+                wait_ms: 300,
+                lease_ms: 400,
+                holds: vec![1, 300],
+            },
+        ),
+        ("fill", Request::Fill { fills: vec![Filling { lease: 300, value: b"v", options: options() }] }),
+        ("abandon", Request::Abandon { leases: vec![1, 300], retry_after_ms: 400 }),
+        ("lock", Request::Lock { name: "n", lock_ms: 300, wait_ms: 400, holds: vec![500] }),
+        ("renew_lock", Request::RenewLock { fence: 300, lock_ms: 400 }),
+        ("unlock", Request::Unlock { fence: 300 }),
+        ("watch", Request::Watch { cache: Some(cache), prefix: b"p" }),
+        ("watch_all", Request::Watch { cache: None, prefix: b"" }),
     ]
 }
 
@@ -168,6 +185,22 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         requests: 6,
         paths: vec![ReadPath { cache: "c", shared_reads: 7, socket_because: None }],
     };
+    let loans = vec![
+        Loan::Hit(item()),
+        Loan::Leased { lease: 300, stale: None },
+        Loan::Leased { lease: 1, stale: Some(item()) },
+        Loan::Busy,
+        Loan::Alone,
+    ];
+    let what = [
+        What::Put { key: b"k", value_bytes: 300 },
+        What::Removed { key: b"k" },
+        What::Cleared { effect: Effect::Stale },
+        What::ClearedPrefix { prefix: b"p", effect: Effect::Gone },
+        What::ClearedTag { tag: b"t", effect: Effect::Stale },
+        What::Dropped,
+    ];
+    let changes = what.into_iter().map(|what| Change { version: 300, cache: "c", what }).collect();
     vec![
         ("done", Response::Done),
         ("missing", Response::Missing),
@@ -187,6 +220,12 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("clients", Response::Clients(vec![client])),
         ("begun", Response::Begun { transaction: 300 }),
         ("transactions", Response::Transactions { mode: "m", transactions: vec![transaction] }),
+        ("loans", Response::Loans(loans)),
+        ("filled", Response::Filled(vec![Some(300), None])),
+        ("locked", Response::Locked { fence: 300 }),
+        ("busy", Response::Busy { holder: "h" }),
+        ("watching", Response::Watching),
+        ("changes", Response::Changes { changes, missed: 300 }),
     ]
 }
 
@@ -227,6 +266,14 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request rollback", "040000000015ac02"),
     ("request renew", "040000000016ac02"),
     ("request transactions", "020000000017"),
+    ("request lease", "160000000018016302016b0002626301ac02ac0290030201ac02"),
+    ("request fill", "17000000001901ac02017601e80705060202743102743201020207"),
+    ("request abandon", "08000000001a0201ac029003"),
+    ("request lock", "0b000000001b016eac02900301f403"),
+    ("request renew_lock", "06000000001cac029003"),
+    ("request unlock", "04000000001dac02"),
+    ("request watch", "07000000001e0101630170"),
+    ("request watch_all", "04000000001e0000"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -245,6 +292,18 @@ const GOLDEN: &[(&str, &str)] = &[
     ("response clients", "0f0000000f0101016e02030405060101630700"),
     ("response begun", "0300000010ac02"),
     ("response transactions", "1c00000011016d01ac0201016e02016b03040501017301610101780162060107"),
+    (
+        "response loans",
+        "2a0000001205000176ac02010101020105040501017401ac02000101010176ac0201010102010504050101740203",
+    ),
+    ("response filled", "06000000130201ac0200"),
+    ("response locked", "0300000014ac02"),
+    ("response busy", "03000000150168"),
+    ("response watching", "0100000016"),
+    (
+        "response changes",
+        "2f0000001706ac02016300016bac02ac02016301016bac0201630201ac02016303017000ac02016304017401ac02016305ac02",
+    ),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END
@@ -340,7 +399,7 @@ fn a_giant_length_is_refused_before_its_body_is_awaited() {
 
 #[test]
 fn an_unknown_variant_is_malformed() {
-    for variant in [200_u8, 127, 24] {
+    for variant in [200_u8, 127, 31] {
         let frame = [0, variant, 0, 0, 0, 0];
         assert!(matches!(decode::<Envelope<'_>>(&frame), Err(FrameError::Malformed { .. })), "{variant}");
     }

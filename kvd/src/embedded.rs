@@ -87,7 +87,11 @@ struct Calls(Arc<Engine>);
 impl Direct for Calls {
     fn call(&self, frame: &[u8], answer: &mut Vec<u8>, deadline: Instant) {
         thread_local!(static SESSION: std::cell::RefCell<Session> = std::cell::RefCell::new(Session::of_process()));
-        SESSION.with_borrow_mut(|session| answer_to(&self.0, session, frame, answer, deadline));
+        SESSION.with_borrow_mut(|session| {
+            answer_to(&self.0, session, frame, answer, deadline);
+            // Shared by all who call in this thread, of whatever engine: nothing is held from one call to the next.
+            self.0.leave(session);
+        });
     }
 
     fn session(&self) -> Box<dyn DirectSession> {
@@ -95,7 +99,7 @@ impl Direct for Calls {
     }
 }
 
-/// What a transaction has for itself.
+/// What a transaction, leases, or a named lock have for themselves.
 struct OwnSession {
     engine: Arc<Engine>,
     session: Session,

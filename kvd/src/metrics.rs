@@ -66,6 +66,13 @@ labels! {
         Rollback => "rollback", "[`Request::Rollback`].";
         Renew => "renew", "[`Request::Renew`].";
         Transactions => "transactions", "[`Request::Transactions`].";
+        Lease => "lease", "[`Request::Lease`].";
+        Fill => "fill", "[`Request::Fill`].";
+        Abandon => "abandon", "[`Request::Abandon`].";
+        Lock => "lock", "[`Request::Lock`].";
+        RenewLock => "renew_lock", "[`Request::RenewLock`].";
+        Unlock => "unlock", "[`Request::Unlock`].";
+        Watch => "watch", "[`Request::Watch`].";
     }
 }
 
@@ -118,6 +125,13 @@ impl Operation {
             Request::Rollback { .. } => Operation::Rollback,
             Request::Renew { .. } => Operation::Renew,
             Request::Transactions => Operation::Transactions,
+            Request::Lease { .. } => Operation::Lease,
+            Request::Fill { .. } => Operation::Fill,
+            Request::Abandon { .. } => Operation::Abandon,
+            Request::Lock { .. } => Operation::Lock,
+            Request::RenewLock { .. } => Operation::RenewLock,
+            Request::Unlock { .. } => Operation::Unlock,
+            Request::Watch { .. } => Operation::Watch,
         }
     }
 }

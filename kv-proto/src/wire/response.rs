@@ -268,7 +268,7 @@ pub struct ClientInfo<'a> {
     pub paths: Vec<ReadPath<'a>>,
 }
 
-/// A transaction, or a write that waits for one, as `locks` lists it.
+/// A transaction, a write that waits for one, a lease to load, or a named lock, as `locks` lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionInfo<'a> {
     /// Its number.
@@ -279,7 +279,7 @@ pub struct TransactionInfo<'a> {
     pub name: &'a str,
     /// Its process, when it connected.
     pub pid: u32,
-    /// `transaction`, `snapshot`, or `write`.
+    /// `transaction`, `snapshot`, `write`, `load`, or `lock`.
     pub kind: &'a str,
     /// How long it has been open, in milliseconds.
     pub open_ms: u64,

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kv_client::OnOutage;
 use kv_client::blocking::{Cache, Client};
 
 use super::failure::Failure;
@@ -32,7 +33,8 @@ impl Common {
             .name("kvd command line")
             .op_timeout(self.timeout)
             // One read is not worth a segment.
-            .shared_memory(false);
+            .shared_memory(false)
+            .on_outage(OnOutage::Error);
         if let Some(socket) = &self.socket {
             builder = builder.socket(socket);
         }

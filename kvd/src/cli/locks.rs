@@ -1,4 +1,4 @@
-//! `kvd locks`: who holds what, who waits, and for whom.
+//! `kvd locks`: who holds what, who loads what, who waits, and for whom.
 
 use kv_client::TransactionInfo;
 use kvd::units::show_duration;
@@ -8,17 +8,19 @@ use super::common::{Common, say};
 use super::failure::{Exit, Outcome};
 use super::show;
 
-/// List transactions: what they hold, what they wait for, and for whom
+/// List transactions, leases and named locks: what they hold, what they wait for, and for whom
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   kvd locks
   kvd locks --json | jq '.transactions[] | select(.waits != null)'
   kvd rollback 1882498868713619458               end one that is in the way
+  kvd locks --json | jq '.transactions[] | select(.kind | test(\"load|lock\"))'
 
 The oldest come first. QUIET is how long a transaction has sent nothing: after 50 ms it is rolled back as soon as somebody
 waits for it. BEHIND are those it waits for. A ring of them is broken the moment it closes, so none is ever shown: who would
-have closed it is rolled back or goes on, and `kvd stats` counts it under kvd_deadlocks_total.")]
+have closed it is rolled back or goes on, and `kvd stats` counts it under kvd_deadlocks_total. A load or lock may be quiet for
+as long as it asked for; after that it ends as soon as somebody wants it.")]
 pub(super) struct Args {}
 
 pub(super) fn run(common: &Common, _args: &Args) -> Outcome {
@@ -29,7 +31,7 @@ pub(super) fn run(common: &Common, _args: &Args) -> Outcome {
         return Ok(Exit::Done);
     }
     if listed.transactions.is_empty() {
-        say(format!("locking mode {}: no transaction is open", listed.mode))?;
+        say(format!("locking mode {}: nobody holds or waits for anything", listed.mode))?;
         return Ok(Exit::Done);
     }
     say(format!("locking mode {}", listed.mode))?;

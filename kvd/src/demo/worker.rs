@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use kv_client::OnOutage;
 use kv_client::blocking::{Cache, Client};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         .name(format!("demo-worker-{}", args.worker))
         .op_timeout(GRACE)
         .restart_grace(GRACE)
+        .on_outage(OnOutage::Error)
         .build()
         .map_err(Failure::cache("connecting to the daemon"))?;
     let word = Arc::new(Word::default());

@@ -5,6 +5,7 @@ use kv_proto::wire::{Request, Response, Want, encode_into};
 use super::attach::{Handed, SharedReads};
 use super::error::Failure;
 use super::item::{Shape, check_key};
+use super::lease::Terms;
 use super::scan::Wanted;
 use super::transaction::Wish;
 use super::write::{Durable, Step};
@@ -42,7 +43,7 @@ impl Engine {
     ) -> Result<Durable, Failure> {
         session.asked(self.clock.beat_ms());
         self.check_access(session, request)?;
-        if session.transaction.is_some() && !ends_or_begins(request) {
+        if session.transaction.is_some() && !is_apart(request) {
             let done = self.heard(session).and_then(|()| self.execute(session, request, out));
             self.rest(session, &done);
             return done;
@@ -124,12 +125,35 @@ impl Engine {
             Request::Rollback { transaction } => self.roll_back(session, *transaction, out)?,
             Request::Renew { transaction } => self.renew(session, *transaction, out)?,
             Request::Transactions => self.list_transactions(session, out),
+            Request::Lease { cache, keys, wait_ms, lease_ms, holds } => {
+                let terms = Terms { wait_ms: *wait_ms, life_ms: *lease_ms, holds };
+                self.lend(session, cache, keys, terms, out)?;
+            }
+            Request::Fill { fills } => return self.fill(session, fills, out),
+            Request::Abandon { leases, retry_after_ms } => {
+                self.abandon(session, leases, *retry_after_ms, out)?;
+            }
+            Request::Lock { name, lock_ms, wait_ms, holds } => {
+                let terms = Terms { wait_ms: *wait_ms, life_ms: *lock_ms, holds };
+                self.lock_name(session, name, terms, out)?;
+            }
+            Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
+            Request::Unlock { fence } => self.unlock(session, *fence, out)?,
+            Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
         }
         Ok(None)
     }
 }
 
-/// Whether it is about the transaction itself rather than a part of it.
-fn ends_or_begins(request: &Request<'_>) -> bool {
-    matches!(request, Request::Begin { .. } | Request::CommitTransaction { .. } | Request::Rollback { .. })
+/// Whether it is about the transaction itself, or gives back what has nothing to do with it, rather than a part of it.
+fn is_apart(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::Begin { .. }
+            | Request::CommitTransaction { .. }
+            | Request::Rollback { .. }
+            | Request::Abandon { .. }
+            | Request::RenewLock { .. }
+            | Request::Unlock { .. }
+    )
 }

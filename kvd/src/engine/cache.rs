@@ -70,6 +70,18 @@ pub(crate) struct Counters {
     pub(crate) removals: AtomicU64,
     pub(crate) clears: AtomicU64,
     pub(crate) conditions_refused: AtomicU64,
+    pub(crate) leases_granted: AtomicU64,
+    pub(crate) lease_fills: AtomicU64,
+    pub(crate) lease_fills_refused: AtomicU64,
+    pub(crate) lease_abandons: AtomicU64,
+    /// How often somebody waited for another one's load.
+    pub(crate) lease_waits: AtomicU64,
+    /// Leases that ended because their key was written or cleared.
+    pub(crate) leases_overtaken: AtomicU64,
+    /// Leases that were held too long, and wanted by others.
+    pub(crate) leases_expired: AtomicU64,
+    /// Leases whose connection ended.
+    pub(crate) leases_lost: AtomicU64,
 }
 
 /// The newest change a key may have seen: equal twice means nothing happened in between.

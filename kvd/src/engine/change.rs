@@ -51,8 +51,20 @@ pub(crate) type Look = Option<Arc<Current>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action<'a> {
     Keep,
+    /// It is not there, and shall not be: what somebody loads for it meanwhile is older than this.
+    KeepAbsent,
     Put(Draft<'a>),
     Remove,
+}
+
+impl Action<'_> {
+    /// Whether it takes a sequence of its own.
+    pub(crate) fn is_change(&self) -> bool {
+        match self {
+            Action::Keep | Action::KeepAbsent => false,
+            Action::Put(_) | Action::Remove => true,
+        }
+    }
 }
 
 /// A decision: what to answer and, target by target, what to do.
@@ -71,9 +83,9 @@ pub(crate) struct Changed<T> {
 }
 
 /// What was read from disk, and at which moment.
-struct Fetched {
-    moment: Moment,
-    look: Look,
+pub(super) struct Fetched {
+    pub(super) moment: Moment,
+    pub(super) look: Look,
 }
 
 impl Engine {
@@ -114,7 +126,7 @@ impl Engine {
         let mut fetched: Vec<Option<Fetched>> = targets.iter().map(|_| None).collect();
         let mut permit: Option<Permit> = None;
         let mut ahead = None;
-        if passage.is_of_write() && targets.iter().all(|target| !target.look) {
+        if passage.may_decide_ahead() && targets.iter().all(|target| !target.look) {
             // What is there does not matter, so room is asked for before the mutex is taken, instead of taking it twice.
             let now = self.clock.now();
             let decision = decide(&targets.iter().map(|_| None).collect::<Vec<_>>(), now)?;
@@ -127,6 +139,7 @@ impl Engine {
             };
             let mut state = passage.enter(self.lock(), session, needs, deadline)?;
             let now = self.clock.now();
+            passage.check(&state, targets, now)?;
             let decision = match ahead.take() {
                 Some((at, decision)) if at == now => decision,
                 Some(_) | None => match look_in_memory(&mut state, targets, &fetched, now) {
@@ -145,10 +158,12 @@ impl Engine {
                 permit = self.admit(targets, &decision.actions, ack, deadline)?;
                 continue;
             }
-            if decision.actions.iter().all(|action| matches!(action, Action::Keep)) {
+            if !decision.actions.iter().any(Action::is_change) {
+                self.overtake(&mut state, targets, &decision.actions);
                 return Ok(Changed { answer: decision.answer, version: 0, durable: None });
             }
             check_room(&state, targets, &decision.actions)?;
+            passage.spend(&mut state);
             let (version, logged) = self.carry_out(&mut state, targets, &decision.actions, permit, now);
             let durable = logged.filter(|_| ack == Durability::Durable);
             return Ok(Changed { answer: decision.answer, version, durable });
@@ -160,7 +175,7 @@ impl Engine {
     }
 
     /// Reads a target from disk, outside the mutex, and remembers the moment before it did.
-    fn fetch(&self, target: &Target<'_>) -> Result<Fetched, Failure> {
+    pub(super) fn fetch(&self, target: &Target<'_>) -> Result<Fetched, Failure> {
         let moment = target.cache.moment(target.hash);
         let look = self.read_disk(&target.cache, target.key, self.clock.now())?.map(Arc::new);
         Ok(Fetched { moment, look })
@@ -223,7 +238,7 @@ impl Engine {
         let version = self.next_sequence(state);
         let logged = permit.and_then(|permit| self.log(targets, actions, permit, version));
         for (target, action) in targets.iter().zip(actions) {
-            if *action != Action::Keep {
+            if action.is_change() {
                 stage(state.memory(&target.cache), target, action, version, now);
                 target.cache.note_change(target.hash, version);
             }
@@ -235,6 +250,8 @@ impl Engine {
             }
         }
         self.control.commit(version);
+        self.overtake(state, targets, actions);
+        self.tell_changes(version, targets, actions);
         (version, logged)
     }
 
@@ -261,7 +278,7 @@ impl Engine {
 fn tags_of<'t>(action: &'t Action<'_>) -> Vec<&'t [u8]> {
     match action {
         Action::Put(draft) => draft.tags.iter().map(|tag| &**tag).collect(),
-        Action::Keep | Action::Remove => Vec::new(),
+        Action::Keep | Action::KeepAbsent | Action::Remove => Vec::new(),
     }
 }
 
@@ -273,7 +290,7 @@ fn to_log<'t>(
 ) -> Option<Change<'t>> {
     let (cache, key) = (target.cache.id, target.key);
     match action {
-        Action::Keep => None,
+        Action::Keep | Action::KeepAbsent => None,
         Action::Remove => Some(Change::Delete { cache, key }),
         Action::Put(draft) => Some(Change::Put {
             cache,
@@ -293,7 +310,7 @@ fn to_log<'t>(
 }
 
 /// Looks at every target that asks for it; `Err`: those whose answer is on disk and not yet known.
-fn look_in_memory(
+pub(super) fn look_in_memory(
     state: &mut State,
     targets: &[Target<'_>],
     fetched: &[Option<Fetched>],
@@ -346,7 +363,10 @@ pub(crate) fn look_at(memory: &mut Memory, target: &Target<'_>, now: BootMs) -> 
 }
 
 /// What must hold before the write is acknowledged.
-fn acknowledged_when(targets: &[Target<'_>], asked: Option<Durability>) -> Result<Durability, Failure> {
+pub(super) fn acknowledged_when(
+    targets: &[Target<'_>],
+    asked: Option<Durability>,
+) -> Result<Durability, Failure> {
     if asked == Some(Durability::Durable)
         && let Some(target) = targets.iter().find(|target| !target.cache.on_disk())
     {
@@ -363,7 +383,7 @@ fn bytes_to_log(targets: &[Target<'_>], actions: &[Action<'_>]) -> usize {
     let logged = targets.iter().zip(actions).filter(|(target, _)| target.cache.on_disk());
     let bytes: usize = logged
         .map(|(target, action)| match action {
-            Action::Keep => 0,
+            Action::Keep | Action::KeepAbsent => 0,
             Action::Remove => target.key.len() + PUT_OVERHEAD_BYTES,
             Action::Put(draft) => target.key.len() + draft.bytes() + PUT_OVERHEAD_BYTES,
         })
@@ -399,7 +419,7 @@ pub(super) fn check_room(
 fn stage(memory: &mut Memory, target: &Target<'_>, action: &Action<'_>, version: Version, now: BootMs) {
     let Memory { writer, side, .. } = memory;
     match action {
-        Action::Keep => {}
+        Action::Keep | Action::KeepAbsent => {}
         Action::Remove => {
             side.remove(target.key);
             writer.stage_remove(version, target.hash, target.key);

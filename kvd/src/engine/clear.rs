@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kv_proto::segment::PrefixTableFull;
-use kv_proto::wire::{Effect, ErrorKind, Response, Scope, encode_into};
+use kv_proto::wire::{Effect, ErrorKind, Response, Scope, What, encode_into};
 use kv_proto::{Version, limits, tag_slot};
 
 use super::cache::{Cache, count};
@@ -27,26 +27,26 @@ impl Engine {
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
         session.must_be_outside("a clear")?;
-        let (caches, stamp) = match scope {
-            Scope::Everything => (self.all_caches(), ClearScope::All),
-            Scope::Cache(name) => (vec![self.cache(name)?], ClearScope::All),
+        let (caches, stamp, what) = match scope {
+            Scope::Everything => (self.all_caches(), ClearScope::All, What::Cleared { effect }),
+            Scope::Cache(name) => (vec![self.cache(name)?], ClearScope::All, What::Cleared { effect }),
             Scope::Tag { cache, tag } => {
                 check_tag(tag)?;
                 let caches = match cache {
                     Some(name) => vec![self.cache(name)?],
                     None => self.all_caches(),
                 };
-                (caches, ClearScope::Tag(tag_slot(tag)))
+                (caches, ClearScope::Tag(tag_slot(tag)), What::ClearedTag { tag, effect })
             }
             Scope::Prefix { cache, prefix } => {
                 if prefix.len() > limits::KEY_BYTES_MAX {
                     return Err(Failure::too_large("prefix", prefix.len(), limits::KEY_BYTES_MAX));
                 }
                 let stamp = if prefix.is_empty() { ClearScope::All } else { ClearScope::Prefix(prefix) };
-                (vec![self.cache(cache)?], stamp)
+                (vec![self.cache(cache)?], stamp, What::ClearedPrefix { prefix, effect })
             }
         };
-        let (version, durable) = self.stamp(session, &caches, stamp, effect)?;
+        let (version, durable) = self.stamp(session, &caches, stamp, effect, what)?;
         encode_into(out, &Response::Written { version });
         Ok(durable)
     }
@@ -62,10 +62,11 @@ impl Engine {
         caches: &[Arc<Cache>],
         scope: ClearScope<'_>,
         effect: Effect,
+        what: What<'_>,
     ) -> Result<(Version, Durable), Failure> {
         let deadline = self.clock.instant() + limits::WRITE_WAIT_MAX;
         self.wait_until_writable(deadline)?;
-        self.stamp_by(session, caches, scope, effect, deadline)
+        self.stamp_by(session, caches, scope, effect, what, deadline)
     }
 
     /// As `stamp`, also while the engine is not yet writable for others.
@@ -75,6 +76,7 @@ impl Engine {
         caches: &[Arc<Cache>],
         scope: ClearScope<'_>,
         effect: Effect,
+        what: What<'_>,
         deadline: Instant,
     ) -> Result<(Version, Durable), Failure> {
         let on_disk: Vec<_> = caches.iter().filter(|cache| cache.on_disk()).map(|cache| cache.id).collect();
@@ -125,6 +127,8 @@ impl Engine {
             count(&cache.counters.clears);
         }
         self.control.commit(version);
+        self.overtake_cleared(&mut state, caches, scope);
+        caches.iter().for_each(|cache| self.tell(version, cache, what));
         Ok((version, logged.filter(|_| ack == kv_proto::wire::Durability::Durable)))
     }
 }

@@ -11,6 +11,7 @@ use kv_proto::limits::{CACHES_MAX, PATH_REASON_BYTES_MAX};
 use kv_proto::wire::{self, ErrorKind, Request, Response, Scope, Write, encode_into};
 use parking_lot::Mutex;
 
+use super::cache::Cache;
 use super::{Engine, Failure, Session};
 use crate::config::Access;
 use crate::store::CacheId;
@@ -60,6 +61,15 @@ struct Path {
 pub(super) struct Client {
     list: Arc<Clients>,
     record: Arc<Record>,
+}
+
+/// A user who sees only what it may use.
+pub(super) struct Viewer(Arc<Record>);
+
+impl Viewer {
+    pub(super) fn may_see(&self, cache: &Cache) -> bool {
+        self.0.caller.uses_all_caches || admits(&cache.config.access, &self.0.caller)
+    }
 }
 
 impl Drop for Client {
@@ -164,7 +174,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Increment { cache, .. }
         | Request::Drop { cache }
         | Request::Attach { cache }
-        | Request::Hits { cache, .. } => (vec![*cache], false),
+        | Request::Hits { cache, .. }
+        | Request::Lease { cache, .. } => (vec![*cache], false),
+        Request::Watch { cache, .. } => (cache.iter().copied().collect(), false),
         Request::Commit { checks, writes, .. } => {
             let written = writes.iter().map(|write| match write {
                 Write::Put { cache, .. } | Write::Expire { cache, .. } | Write::Delete { cache, .. } => {
@@ -188,7 +200,13 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::CommitTransaction { .. }
         | Request::Rollback { .. }
         | Request::Renew { .. }
-        | Request::Transactions => (Vec::new(), false),
+        | Request::Transactions
+        // By right of leases, which were granted to who may use the cache.
+        | Request::Fill { .. }
+        | Request::Abandon { .. }
+        | Request::Lock { .. }
+        | Request::RenewLock { .. }
+        | Request::Unlock { .. } => (Vec::new(), false),
     }
 }
 
@@ -200,10 +218,17 @@ impl Session {
             client: None,
             park: Box::new(ThreadPark::default()),
             transaction: None,
+            held: BTreeMap::new(),
+            watching: None,
             buffer: Vec::new(),
             keys: Vec::new(),
             handed: None,
         }
+    }
+
+    /// What its user may see, for longer than a request; `None`: it is this process itself.
+    pub(super) fn viewer(&self) -> Option<Viewer> {
+        self.client.as_ref().map(|client| Viewer(Arc::clone(&client.record)))
     }
 
     /// Who waits and is waited for.

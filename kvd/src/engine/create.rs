@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use kv_proto::limits;
 use kv_proto::segment::{Backed, Geometry, SegmentState, SweepCursor, Words, Writer};
-use kv_proto::wire::{Durability, Effect, ErrorKind, Response, encode_into};
+use kv_proto::wire::{Durability, Effect, ErrorKind, Response, What, encode_into};
 
 use super::cache::{Cache, Memory, View};
 use super::error::Failure;
@@ -14,7 +14,7 @@ use super::waiting::Passage;
 use super::write::Durable;
 use super::{Engine, Session, State};
 use crate::config::{CacheConfig, check_cache_name};
-use crate::store::{CacheId, CacheStamps, Change};
+use crate::store::{CacheId, CacheStamps, Change, Scope};
 
 /// A fresh segment and what belongs to it, not yet known to anybody.
 pub(crate) struct Made {
@@ -198,6 +198,8 @@ impl Engine {
         cache.note_stamp(version);
         cache.dropped.store(true, Ordering::Release);
         self.control.commit(version);
+        self.overtake_cleared(&mut state, std::slice::from_ref(&cache), Scope::All);
+        self.tell(version, &cache, What::Dropped);
         state.dropped.push(cache);
         drop(state);
         tracing::info!(cache = name, "dropped");

@@ -31,18 +31,29 @@ impl Engine {
         let listed = self.take_list();
         // What is locked in a cache that the caller may not use is not named.
         let name = |resource: &Resource| match resource {
-            Resource::Cache(id) | Resource::Key(id, _) if !self.may_use(session, *id) => {
+            Resource::Cache(id) | Resource::Key(id, _) | Resource::Lease(id, _)
+                if !self.may_use(session, *id) =>
+            {
                 "a cache of others".to_owned()
             }
-            Resource::Database | Resource::Cache(_) | Resource::Key(..) => self.name_of(resource),
+            Resource::Database
+            | Resource::Cache(_)
+            | Resource::Key(..)
+            | Resource::Lease(..)
+            | Resource::Name(_) => self.name_of(resource),
         };
         let named: Vec<_> = listed
             .iter()
             .map(|party| {
-                let holds: Vec<_> =
-                    party.holds.iter().map(|(resource, mode)| (label(*mode), name(resource))).collect();
-                let waits =
-                    party.waits.as_ref().map(|(resource, mode, ms)| (label(*mode), name(resource), *ms));
+                let holds: Vec<_> = party
+                    .holds
+                    .iter()
+                    .map(|(resource, mode)| (label(resource, *mode), name(resource)))
+                    .collect();
+                let waits = party
+                    .waits
+                    .as_ref()
+                    .map(|(resource, mode, ms)| (label(resource, *mode), name(resource), *ms));
                 (holds, waits)
             })
             .collect();
@@ -55,6 +66,8 @@ impl Engine {
                 PartyKind::Transaction { read_only: false } => "transaction",
                 PartyKind::Transaction { read_only: true } => "snapshot",
                 PartyKind::Write => "write",
+                PartyKind::Load => "load",
+                PartyKind::Lock => "lock",
             },
             open_ms: party.open_ms,
             quiet_ms: party.quiet_ms,
@@ -94,7 +107,15 @@ impl Engine {
     }
 }
 
-fn label(mode: Mode) -> &'static str {
+fn label(resource: &Resource, mode: Mode) -> &'static str {
+    match resource {
+        Resource::Database | Resource::Cache(_) | Resource::Key(..) => label_of_mode(mode),
+        Resource::Lease(..) => "loads",
+        Resource::Name(_) => "has",
+    }
+}
+
+fn label_of_mode(mode: Mode) -> &'static str {
     match mode {
         Mode::IntentShared => "reads in",
         Mode::IntentExclusive => "writes in",

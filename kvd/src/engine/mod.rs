@@ -13,7 +13,9 @@ mod clients;
 mod create;
 mod error;
 mod item;
+mod lease;
 mod locks;
+mod named;
 mod open;
 mod read;
 mod scan;
@@ -23,8 +25,10 @@ mod tidy;
 mod transaction;
 mod waiting;
 mod warm;
+mod watch;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
@@ -49,8 +53,9 @@ use crate::metrics::Metrics;
 use crate::store::{CacheId, Store, StoreError};
 
 pub use crate::store::LogNumber;
-use crate::txn::{Locking, Locks};
+use crate::txn::{Locking, Locks, Number};
 use cache::{Cache, Caches, Memory};
+use lease::{Cooling, Holding};
 use transaction::Transaction;
 
 /// The store is told this often how far sequences are used; it reserves far more at a time.
@@ -79,6 +84,7 @@ pub struct Engine {
     /// The newest segment's number.
     segments: AtomicU64,
     clients: Arc<clients::Clients>,
+    watchers: Arc<watch::Watchers>,
     started: Instant,
     /// Caches to be written to disk again.
     rewrites: Mutex<Vec<CacheId>>,
@@ -101,6 +107,7 @@ pub(crate) struct State {
     /// Every prefix clear up to this sequence has left the tree.
     swept: Version,
     locks: Locks,
+    cooling: Cooling,
 }
 
 impl State {
@@ -123,6 +130,9 @@ pub struct Session {
     /// Where its thread waits for locks.
     park: Box<dyn Park>,
     transaction: Option<Box<Transaction>>,
+    /// Leases and named locks, by number.
+    held: BTreeMap<Number, Holding>,
+    watching: Option<watch::Watching>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
     /// For the client, beside the answer that is being made.
@@ -208,3 +218,6 @@ impl std::fmt::Debug for Engine {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use kv_proto::wire::{Durability, Effect};
 use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
+use super::lease::Cooling;
 use super::{Engine, Failure, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
@@ -111,6 +112,7 @@ impl Engine {
                 dropped: Vec::new(),
                 swept: 0,
                 locks: Locks::default(),
+                cooling: Cooling::default(),
             }),
             prefix_retired: Condvar::new(),
             creating: Mutex::new(()),
@@ -122,6 +124,7 @@ impl Engine {
             run_id,
             segments: AtomicU64::new(0),
             clients: Arc::new(clients::Clients::default()),
+            watchers: Arc::default(),
             started: locked,
             lock: Mutex::new(Some(lock)),
             metrics: Metrics::new(),
@@ -220,7 +223,15 @@ impl Engine {
         };
         // This needs not wait for the dead daemon's readers: nobody is served yet.
         let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
-        self.stamp_by(&mut Session::of_process(), std::slice::from_ref(cache), Scope::All, effect, deadline)?;
+        let what = kv_proto::wire::What::Cleared { effect };
+        self.stamp_by(
+            &mut Session::of_process(),
+            std::slice::from_ref(cache),
+            Scope::All,
+            effect,
+            what,
+            deadline,
+        )?;
         let mut found = self.found.lock();
         match effect {
             Effect::Stale => found.stale.push(cache.name.clone()),

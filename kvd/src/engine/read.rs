@@ -303,7 +303,7 @@ fn count_read(cache: &Cache, hit: bool) {
     count(if hit { &cache.counters.hits_memory } else { &cache.counters.misses });
 }
 
-fn count_hit(cache: &Cache, source: Source, freshness: wire::Freshness) {
+pub(super) fn count_hit(cache: &Cache, source: Source, freshness: wire::Freshness) {
     count(match (freshness, source) {
         (wire::Freshness::Stale, _) => &cache.counters.hits_stale,
         (wire::Freshness::Fresh, Source::Memory) => &cache.counters.hits_memory,

@@ -26,7 +26,8 @@ impl Engine {
         let found = self.found.lock();
         let (locks, open) = {
             let state = self.lock();
-            (state.locks.counts(), state.locks.parties().count())
+            let open = state.locks.parties().filter(|(_, party)| !party.kind.is_of_the_caller()).count();
+            (state.locks.counts(), open)
         };
         let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
@@ -55,6 +56,7 @@ impl Engine {
             ("kvd_swept_items_total", store.swept_items as f64),
             ("kvd_disk_evicted_items_total", store.evicted_items as f64),
             ("kvd_transactions_open", open as f64),
+            ("kvd_watchers", self.watchers_count() as f64),
             ("kvd_lock_waits_total", locks.waits as f64),
             ("kvd_deadlocks_total", locks.deadlocks as f64),
             ("kvd_transactions_ended_silent_total", locks.silent as f64),
@@ -85,6 +87,14 @@ impl Engine {
             ("kvd_cache_removals_total", read(&counters.removals)),
             ("kvd_cache_clears_total", read(&counters.clears)),
             ("kvd_cache_conditions_refused_total", read(&counters.conditions_refused)),
+            ("kvd_leases_granted_total", read(&counters.leases_granted)),
+            ("kvd_lease_fills_total", read(&counters.lease_fills)),
+            ("kvd_lease_fills_refused_total", read(&counters.lease_fills_refused)),
+            ("kvd_lease_abandons_total", read(&counters.lease_abandons)),
+            ("kvd_lease_waits_total", read(&counters.lease_waits)),
+            ("kvd_leases_overtaken_total", read(&counters.leases_overtaken)),
+            ("kvd_leases_expired_total", read(&counters.leases_expired)),
+            ("kvd_leases_lost_total", read(&counters.leases_lost)),
             ("kvd_cache_items", counts.items as f64),
             ("kvd_cache_disk_marks", counts.disk_marks as f64),
             ("kvd_cache_evicted_total", counts.evicted as f64),

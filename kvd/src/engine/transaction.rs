@@ -95,7 +95,7 @@ impl Engine {
             let message = format!("transaction {} is open on this connection: end it first", open.number);
             return Err(Failure::invalid(message));
         }
-        self.leave(session);
+        self.leave_transaction(session);
         let began = self.clock.instant();
         let wait = Duration::from_millis(wish.wait_ms.into()).min(limits::LOCK_WAIT_MAX);
         let at_begin = if wish.read_only { Needs::new() } else { self.locking.at_begin(wish.tries) };
@@ -204,16 +204,28 @@ impl Engine {
 
     /// Ends what the session has open. For a connection that ends.
     pub fn leave(&self, session: &mut Session) {
+        self.leave_transaction(session);
+        self.give_up_all(session);
+        session.watching = None;
+    }
+
+    fn leave_transaction(&self, session: &mut Session) {
         if let Some(open) = session.transaction.take() {
             self.lock().locks.leave(open.number, self.clock.instant());
         }
     }
 
-    /// When the session's transaction has to be ended if nothing is heard; `None`: it has none.
+    /// How long the session's process must be watched while nothing is heard; `None`: it has nothing that others may want.
+    /// Then `end_if_old`, and ask again.
     #[must_use]
-    pub fn transaction_ends(&self, session: &Session) -> Option<Instant> {
-        let open = session.transaction.as_ref().filter(|open| open.lost.is_none())?;
-        self.lock().locks.party(open.number).filter(|party| party.doom().is_none()).map(|party| party.ends)
+    pub fn watched_until(&self, session: &Session) -> Option<Instant> {
+        let open = session.transaction.as_ref().filter(|open| open.lost.is_none());
+        let ends = open.and_then(|open| {
+            let state = self.lock();
+            state.locks.party(open.number).filter(|party| party.doom().is_none()).map(|party| party.ends)
+        });
+        // Leases and locks end when somebody wants them: until then there is nothing to do but to watch.
+        ends.or_else(|| session.holds_any().then(|| self.clock.instant() + limits::LEASE_LIFE_MAX))
     }
 
     /// Ends the session's transaction if its life is over; what it holds does not wait for somebody who wants it.
@@ -260,8 +272,13 @@ impl Engine {
             return Err(Failure::new(ErrorKind::Denied, message));
         }
         let mut state = self.lock();
-        if state.locks.party(number).is_some_and(|party| party.kind == PartyKind::Write) {
-            return Err(Failure::invalid(format!("{number} is a write that waits: it ends by itself")));
+        let ends_itself = |party: &Party| match party.kind {
+            PartyKind::Transaction { .. } => false,
+            PartyKind::Write => true,
+            PartyKind::Load | PartyKind::Lock => party.waits().is_some(),
+        };
+        if state.locks.party(number).is_some_and(ends_itself) {
+            return Err(Failure::invalid(format!("{number} only waits: it ends by itself")));
         }
         let is_open = state.locks.party(number).is_some_and(|party| party.doom().is_none());
         if is_open {
@@ -321,7 +338,7 @@ impl Engine {
                 open.check_unchanged(&targets, &touches, looks)?;
             }
             let actions: Vec<Action<'static>> = touches.iter().map(|touch| touch.action()).collect();
-            let changed = actions.iter().filter(|action| **action != Action::Keep).count();
+            let changed = actions.iter().filter(|action| action.is_change()).count();
             // What it has read is true now, and in a snapshot it was when that began.
             let seen_at = if open.read_only { open.start } else { self.control.committed() };
             Ok(Decision { answer: (seen_at, changed as u32), actions })
@@ -400,12 +417,12 @@ impl Engine {
         let wrote = |action: &Action<'_>| match action {
             Action::Keep => None,
             Action::Put(draft) => Some(Some(Arc::new(draft.to_current(number)))),
-            Action::Remove => Some(None),
+            Action::KeepAbsent | Action::Remove => Some(None),
         };
         let written = targets.iter().zip(&decision.actions);
         open.stage(written.filter_map(|(target, action)| Some((target, wrote(action)?))).collect())?;
         open.durability = open.durability.max(durability);
-        let is_kept = decision.actions.iter().all(|action| *action == Action::Keep);
+        let is_kept = !decision.actions.iter().any(Action::is_change);
         Ok(Changed { answer: decision.answer, version: if is_kept { 0 } else { number }, durable: None })
     }
 
@@ -618,6 +635,7 @@ impl Touch {
     fn action(&self) -> Action<'static> {
         match &self.wrote {
             None => Action::Keep,
+            Some(None) if self.seen.as_ref().is_some_and(|seen| seen.look.is_none()) => Action::KeepAbsent,
             Some(None) => Action::Remove,
             Some(Some(item)) => Action::Put(Draft::again(item)),
         }

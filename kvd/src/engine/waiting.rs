@@ -6,11 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use kv_proto::limits;
 use kv_proto::wire::ErrorKind;
+use kv_proto::{BootMs, limits};
 use parking_lot::MutexGuard;
 
 use super::cache::Cache;
+use super::change::Target;
+use super::lease::FillRight;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
 
@@ -23,6 +25,8 @@ const DEADLOCKS_MAX: usize = 64;
 pub(super) struct Passage<'e> {
     engine: &'e Engine,
     held: Held,
+    /// The change takes place only while this is so.
+    right: Option<FillRight>,
 }
 
 enum Held {
@@ -36,17 +40,37 @@ enum Held {
 impl<'e> Passage<'e> {
     /// For a write outside transactions.
     pub(super) fn of_write(engine: &'e Engine) -> Passage<'e> {
-        Passage { engine, held: Held::Nothing }
+        Passage { engine, held: Held::Nothing, right: None }
     }
 
     /// For the commit of a transaction that holds what it needs.
     pub(super) fn of_transaction(engine: &'e Engine, number: Number) -> Passage<'e> {
-        Passage { engine, held: Held::Transaction(number) }
+        Passage { engine, held: Held::Transaction(number), right: None }
     }
 
-    /// Whether the change may be decided without having seen what is there: a transaction's may not.
-    pub(super) fn is_of_write(&self) -> bool {
-        !matches!(self.held, Held::Transaction(_))
+    /// For what was loaded under a lease: a write that may come too late.
+    pub(super) fn of_fill(engine: &'e Engine, right: FillRight) -> Passage<'e> {
+        Passage { engine, held: Held::Nothing, right: Some(right) }
+    }
+
+    /// Whether the change may be decided without having seen what is there: a transaction's or a fill's may not.
+    pub(super) fn may_decide_ahead(&self) -> bool {
+        !matches!(self.held, Held::Transaction(_)) && self.right.is_none()
+    }
+
+    /// Under the mutex, before each decision: whether a fill still has the right to take place.
+    pub(super) fn check(&self, state: &State, targets: &[Target<'_>], now: BootMs) -> Result<(), Failure> {
+        match &self.right {
+            None => Ok(()),
+            Some(right) => targets.iter().try_for_each(|target| right.check(state, target, now)),
+        }
+    }
+
+    /// The change takes place now: a fill's lease ends, and who waits for it will find the item.
+    pub(super) fn spend(&mut self, state: &mut State) {
+        if let Some(right) = self.right.take() {
+            state.locks.leave_to_all(right.number, self.engine.clock.instant());
+        }
     }
 
     /// Gives back what it holds. Not under the mutex.
@@ -153,11 +177,7 @@ impl Engine {
             let now = self.clock.instant();
             match state.locks.acquire(number, need, is_back, now) {
                 Acquired::Held => continue,
-                Acquired::Full => {
-                    let message =
-                        format!("{} things are locked, which is the limit; try again", limits::LOCKS_MAX);
-                    return Err(Failure::unavailable(message, 100));
-                }
+                Acquired::Full => return Err(too_many_locked()),
                 Acquired::Waits => state.locks.break_deadlocks(number, now),
             }
             loop {
@@ -193,9 +213,15 @@ impl Engine {
         let waiter = waiting.who.clone();
         let blockers = state.locks.waits_for(number);
         // Nobody tells a waiter when one that was busy falls silent, or when another has got the lock: it looks again. The first
-        // in the queue does so often; who has more before it has the more time.
-        let mut again =
-            now + limits::GRANT_UNUSED_MAX * u32::try_from(blockers.len()).unwrap_or(1_000).clamp(1, 1_000);
+        // in the queue does so often; who has more before it has the more time. Who waits for a lease or a name is told.
+        let mut again = now
+            + match waiting.kind {
+                PartyKind::Load | PartyKind::Lock => limits::LEASE_WAIT_MAX,
+                PartyKind::Transaction { .. } | PartyKind::Write => {
+                    let ahead = u32::try_from(blockers.len()).unwrap_or(1_000).clamp(1, 1_000);
+                    limits::GRANT_UNUSED_MAX * ahead
+                }
+            };
         for blocker in blockers {
             let Some(party) = state.locks.party(blocker) else { continue };
             let due = match Due::of(party, since) {
@@ -210,6 +236,7 @@ impl Engine {
                 Measure::TakeBack => state.locks.suspend(blocker, now),
                 Measure::EndSilent => state.locks.doom(blocker, Doom::Silent { waiter: waiter.clone() }, now),
                 Measure::EndOld => state.locks.doom(blocker, Doom::TooOld, now),
+                Measure::EndExpired => self.end_expired(state, blocker, now),
             }
         }
         again
@@ -238,7 +265,8 @@ impl Engine {
         match resource {
             Resource::Database => "the database".to_owned(),
             Resource::Cache(id) => format!("cache {}", cache(*id)),
-            Resource::Key(id, key) => {
+            Resource::Name(name) => format!("lock {}", crate::units::cut_text(name, KEY_SHOWN_BYTES_MAX)),
+            Resource::Key(id, key) | Resource::Lease(id, key) => {
                 let shown = &key[..key.len().min(KEY_SHOWN_BYTES_MAX)];
                 let rest = if shown.len() < key.len() { "..." } else { "" };
                 format!("key {}{rest} of cache {}", shown.escape_ascii(), cache(*id))
@@ -247,7 +275,7 @@ impl Engine {
     }
 }
 
-/// What has to be done to a transaction that somebody waits for, and when.
+/// What has to be done to a party that somebody waits for, and when.
 struct Due {
     at: Instant,
     what: Measure,
@@ -257,13 +285,20 @@ enum Measure {
     TakeBack,
     EndSilent,
     EndOld,
+    EndExpired,
 }
 
 impl Due {
     /// `waited_since`: when the first of those who ask began to wait.
     fn of(party: &Party, waited_since: Instant) -> Option<Due> {
-        if !matches!(party.kind, PartyKind::Transaction { .. }) {
-            return None;
+        match party.kind {
+            PartyKind::Transaction { .. } => {}
+            PartyKind::Write => return None,
+            // Its time begins with the grant; who waits ahead of us is in nobody's way but the holder's.
+            PartyKind::Load | PartyKind::Lock if party.waits().is_some() => return None,
+            PartyKind::Load | PartyKind::Lock => {
+                return Some(Due { at: party.ends, what: Measure::EndExpired });
+            }
         }
         let old = Due { at: party.ends, what: Measure::EndOld };
         // While it waits itself, or is being served, its silence is ours.
@@ -294,6 +329,11 @@ pub(super) fn ended(number: Number) -> Failure {
         ErrorKind::LeaseLost,
         format!("transaction {number} is not open on this connection; begin anew"),
     )
+}
+
+pub(super) fn too_many_locked() -> Failure {
+    let message = format!("{} things are locked, which is the limit; try again", limits::LOCKS_MAX);
+    Failure::unavailable(message, 100)
 }
 
 pub(super) fn no_means(cause: std::io::Error) -> Failure {

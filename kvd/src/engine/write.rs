@@ -62,7 +62,7 @@ impl Engine {
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
         check_expiry(expiry)?;
-        self.change_one(session, cache, key, out, |item, now| {
+        self.change_one(session, cache, key, absent(expiry), out, |item, now| {
             let mut draft = Draft::again(item);
             if draft.expire(expiry, &cache.config, now) { Action::Put(draft) } else { Action::Remove }
         })
@@ -75,21 +75,22 @@ impl Engine {
         key: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Durable, Failure> {
-        self.change_one(session, cache, key, out, |_, _| Action::Remove)
+        self.change_one(session, cache, key, Action::KeepAbsent, out, |_, _| Action::Remove)
     }
 
-    /// A change of one existing item: `Written`, or `Missing`.
+    /// A change of one existing item: `Written`, or `Missing` and `absent`.
     fn change_one(
         &self,
         session: &mut Session,
         cache: &Arc<Cache>,
         key: &[u8],
+        absent: Action<'static>,
         out: &mut Vec<u8>,
         act: impl Fn(&Current, BootMs) -> Action<'static>,
     ) -> Result<Durable, Failure> {
         check_key(key)?;
         let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, now| {
-            let action = looks[0].as_ref().map_or(Action::Keep, |item| act(item, now));
+            let action = looks[0].as_ref().map_or(absent.clone(), |item| act(item, now));
             Ok(Decision { answer: looks[0].is_some(), actions: vec![action] })
         })?;
         let response =
@@ -107,7 +108,7 @@ impl Engine {
     ) -> Result<Durable, Failure> {
         check_key(key)?;
         let changed = self.change(session, &[self.target(cache, key, true)], None, |looks, _| {
-            let action = if looks[0].is_some() { Action::Remove } else { Action::Keep };
+            let action = if looks[0].is_some() { Action::Remove } else { Action::KeepAbsent };
             Ok(Decision { answer: looks[0].clone(), actions: vec![action] })
         })?;
         match &changed.answer {
@@ -356,9 +357,13 @@ impl<'a> Plan<'a> {
                     if draft.expire(*expiry, config, now) { Action::Put(draft) } else { Action::Remove }
                 }),
             };
-            if let Some(action) = action {
-                actions[place] = action;
-                changed += 1;
+            match action {
+                Some(action) => {
+                    actions[place] = action;
+                    changed += 1;
+                }
+                None if actions[place] == Action::Keep => actions[place] = absent_after(write),
+                None => {}
             }
         }
         Decision { answer: Ok(changed), actions }
@@ -370,7 +375,23 @@ fn running<'a>(action: &Action<'a>, look: &Look) -> Option<Draft<'a>> {
     match action {
         Action::Keep => look.as_deref().map(Draft::again),
         Action::Put(draft) => Some(draft.clone()),
-        Action::Remove => None,
+        Action::KeepAbsent | Action::Remove => None,
+    }
+}
+
+/// What an `expire` does where nothing is: one that takes an item away keeps away, too, what is being loaded.
+fn absent(expiry: Expiry) -> Action<'static> {
+    match expiry {
+        Expiry::Now | Expiry::Stale => Action::KeepAbsent,
+        Expiry::After(_) | Expiry::Never => Action::Keep,
+    }
+}
+
+fn absent_after(write: &Write<'_>) -> Action<'static> {
+    match write {
+        Write::Delete { .. } => Action::KeepAbsent,
+        Write::Expire { expiry, .. } => absent(*expiry),
+        Write::Put { .. } => Action::Keep,
     }
 }
 

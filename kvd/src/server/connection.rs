@@ -25,7 +25,7 @@ use super::linger::linger;
 use super::park::{Seen, SocketPark, Watch};
 use super::peer::Credentials;
 use super::slots::Slot;
-use crate::engine::{Handed, LogNumber, Session};
+use crate::engine::{Handed, LogNumber, Parked, Session};
 use crate::metrics::{CutFor, Operation, Sample};
 use crate::units::cut_text;
 
@@ -35,6 +35,8 @@ const BATCH_REQUESTS_MAX: usize = 32;
 const DURABLE_WAIT_MAX: Duration = Duration::from_secs(10);
 /// A connection with large buffers that asks nothing for this long gives them back.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
+/// How often a connection that waits for changes looks by itself; it is woken when there are some.
+const CHANGES_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Enough for redb's and our own frames; only touched pages cost memory.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -150,7 +152,8 @@ impl<'a> Connection<'a> {
             let served = self
                 .await_client(&session, &mut watch)
                 .and_then(|()| self.receive(None))
-                .and_then(|()| self.execute_batch(&mut session));
+                .and_then(|()| self.execute_batch(&mut session))
+                .and_then(|()| self.send_changes(&mut session));
             if let Err(end) = served {
                 self.shared.engine.leave(&mut session);
                 return end;
@@ -158,11 +161,25 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// While a transaction is open: waits for the next request, for the end of the client's process, or for the end of the
-    /// transaction's life, whichever comes first.
+    /// Once the client watches, its connection only tells what changes, until it ends.
+    fn send_changes(&mut self, session: &mut Session) -> Result<(), End> {
+        let engine = &self.shared.engine;
+        while session.is_watching() {
+            engine.take_changes(session, &mut self.output);
+            self.send()?;
+            match session.await_changes(engine.clock().instant() + CHANGES_WAIT_MAX) {
+                Parked::Woken | Parked::TimedOut => {}
+                Parked::Gone => return Err(End::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    /// While the client holds something that others may want: waits for the next request, for the end of its process, or for the
+    /// end of its transaction's life, whichever comes first.
     fn await_client(&self, session: &Session, watch: &mut Watch) -> Result<(), End> {
         let engine = &self.shared.engine;
-        while let Some(ends) = engine.transaction_ends(session) {
+        while let Some(ends) = engine.watched_until(session) {
             if self.input.has_frame(self.frame_bytes_max) {
                 return Ok(());
             }
@@ -276,7 +293,7 @@ impl<'a> Connection<'a> {
                 // One set of descriptors a write: which answer they belong to must be plain.
                 || this.handed.is_some()
         };
-        while !is_full(self) {
+        while !is_full(self) && !session.is_watching() {
             match self.execute_one(session, received) {
                 Ok(true) => {}
                 Ok(false) => break,

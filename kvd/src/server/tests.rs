@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kv_proto::limits;
 use kv_proto::wire::{
     Durability, Envelope, Hello, PROTOCOL_MAGIC, PROTOCOL_VERSION, PutOptions, Request, Response, Want,
-    Welcome, decode, encode_into,
+    Wanted, Welcome, decode, encode_into,
 };
 
 use super::Server;
@@ -342,6 +342,68 @@ fn a_dropped_server_leaves_nothing_behind() {
     assert!((Wire { stream }).is_closed());
     let config = Config::in_dir(dir.path());
     Server::start(engine, &config).unwrap();
+}
+
+fn lease<'a>(key: &'a [u8], wait_ms: u32) -> Request<'a> {
+    let keys = vec![Wanted { key, except: None }];
+    Request::Lease { cache: "c", keys, wait_ms, lease_ms: 600_000, holds: vec![] }
+}
+
+#[test]
+fn who_holds_a_lease_or_a_name_is_not_idle() {
+    let daemon = daemon(|config| config.idle_timeout = Some(Duration::from_millis(30)));
+    let mut holder = daemon.client();
+    assert!(holder.ask(lease(b"k", 0)).starts_with("Loans([Leased"));
+    for _ in 0..2 {
+        assert!(daemon.client().is_closed(), "who holds nothing is");
+    }
+    let Some(fence) = holder
+        .ask(Request::Lock { name: "n", lock_ms: 1, wait_ms: 0, holds: vec![] })
+        .strip_prefix("Locked { fence: ")
+        .and_then(|rest| rest.strip_suffix(" }")?.parse().ok())
+    else {
+        panic!("not locked")
+    };
+    assert!(daemon.client().is_closed());
+    assert_eq!(holder.ask(Request::Unlock { fence }), "Done");
+    let lost = holder.ask(Request::Abandon { leases: (0..1).collect(), retry_after_ms: 0 });
+    assert_eq!(lost, "Done", "it still holds the other one");
+    assert!(daemon.client().is_closed());
+    assert_eq!(holder.ask(Request::Ping), "Done");
+}
+
+#[test]
+fn a_lease_is_free_when_its_connection_ends_and_a_waiter_that_hangs_up_is_out_of_the_way() {
+    let daemon = daemon(|_| {});
+    let (mut holder, mut gone, mut next) = (daemon.client(), daemon.client(), daemon.client());
+    assert!(holder.ask(lease(b"k", 0)).starts_with("Loans([Leased"));
+    gone.send(&[lease(b"k", 60_000)]);
+    next.send(&[lease(b"k", 60_000)]);
+    drop(gone);
+    daemon.await_connections(2);
+    drop(holder);
+    assert!(next.answer().starts_with("Loans([Leased"));
+}
+
+#[test]
+fn a_watcher_is_sent_what_changes_and_ends_with_its_connection_or_the_daemon() {
+    let daemon = daemon(|_| {});
+    let (mut writer, mut watcher, mut other) = (daemon.client(), daemon.client(), daemon.client());
+    let watch = Request::Watch { cache: None, prefix: b"" };
+    // What comes behind it is not answered any more.
+    watcher.send(&[watch.clone(), Request::Ping]);
+    assert_eq!(watcher.answer(), "Watching");
+    assert_eq!(other.ask(watch), "Watching");
+    for _ in 0..3 {
+        writer.ask(put("c", b"k", b"v"));
+        let told = watcher.answer();
+        assert!(told.starts_with("Changes { changes: [Change { version: "), "{told}");
+        assert!(told.contains("Put") && told.contains("missed: 0"), "{told}");
+    }
+    drop(watcher);
+    daemon.await_connections(2);
+    assert_eq!(daemon.server.stop(PATIENCE).cut, 0);
+    other.answer();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Who may change what while others' transactions are open: lock modes, the table of locks, and the wait-for graph.
+//! Who may change what while others' transactions are open, who loads what, and who has which name locked: lock modes, the
+//! table of locks, and the wait-for graph.
 //!
 //! Plain data under the engine's mutex: `engine::waiting` waits, `engine::transaction` reads and writes. Nothing here knows
 //! an item, a clock or a socket. In reading order: [`locking`] says what each mode locks, [`table`] who holds and who
@@ -27,6 +28,20 @@ pub(crate) enum Resource {
     Cache(CacheId),
     /// A key, whether or not there is an item.
     Key(CacheId, Box<[u8]>),
+    /// The right to load the item of a key.
+    Lease(CacheId, Box<[u8]>),
+    /// A name that means something to the processes of this host.
+    Name(Box<str>),
+}
+
+impl Resource {
+    /// Whether it keeps others from reading or writing; leases and names do not.
+    pub(crate) fn is_data(&self) -> bool {
+        match self {
+            Resource::Database | Resource::Cache(_) | Resource::Key(..) => true,
+            Resource::Lease(..) | Resource::Name(_) => false,
+        }
+    }
 }
 
 /// How it is locked ("Granularity of Locks and Degrees of Consistency", Gray et al., 1976).

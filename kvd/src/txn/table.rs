@@ -3,6 +3,7 @@
 //! Grants go in the order of arrival: nobody is granted what somebody who came earlier waits for, except who has a weaker
 //! lock of the same thing already. All under the engine's mutex; every call is short.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use kv_proto::wire::ErrorKind;
 
 use super::graph::cycle;
 use super::{Mode, Need, Number, Resource, Unpark};
+use crate::store::CacheId;
 
 /// Who is behind a party, for messages and lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -39,6 +41,20 @@ pub(crate) enum PartyKind {
     Transaction { read_only: bool },
     /// One write outside transactions that found a lock in its way.
     Write,
+    /// One lease to load, held or waited for.
+    Load,
+    /// One named lock, held or waited for.
+    Lock,
+}
+
+impl PartyKind {
+    /// Whether it may be silent until its time is over: its work is done elsewhere.
+    pub(crate) fn is_of_the_caller(self) -> bool {
+        match self {
+            PartyKind::Load | PartyKind::Lock => true,
+            PartyKind::Transaction { .. } | PartyKind::Write => false,
+        }
+    }
 }
 
 /// Why a party was rolled back by others.
@@ -52,13 +68,19 @@ pub(crate) enum Doom {
     Deadlock { parties: usize },
     /// Somebody ended it by `kvd rollback`.
     ByHand { who: Who },
+    /// A lease or named lock was held for longer than was asked for, and somebody else wanted it.
+    Expired,
+    /// The key of a lease was written or cleared.
+    Overtaken,
 }
 
 impl Doom {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Doom::Deadlock { .. } => ErrorKind::Deadlock,
-            Doom::Silent { .. } | Doom::TooOld | Doom::ByHand { .. } => ErrorKind::LeaseLost,
+            Doom::Silent { .. } | Doom::TooOld | Doom::ByHand { .. } | Doom::Expired | Doom::Overtaken => {
+                ErrorKind::LeaseLost
+            }
         }
     }
 }
@@ -82,11 +104,15 @@ impl std::fmt::Display for Doom {
                 write!(f, "{parties} transactions waited for each other, and it was the youngest")
             }
             Doom::ByHand { who } => write!(f, "{who} ended it by hand"),
+            Doom::Expired => {
+                write!(f, "it was held for longer than was asked for, and somebody else wanted it")
+            }
+            Doom::Overtaken => write!(f, "the key was written or cleared meanwhile"),
         }
     }
 }
 
-/// A transaction, or a write that waits.
+/// A transaction, a write that waits, a lease, or a named lock.
 pub(crate) struct Party {
     pub(crate) who: Who,
     pub(crate) kind: PartyKind,
@@ -102,6 +128,10 @@ pub(crate) struct Party {
     pub(crate) requests: u64,
     /// Its grant was taken back because nothing was done under it; the next request waits for it anew.
     pub(crate) is_suspended: bool,
+    /// How long a lease or named lock is safe once it is granted.
+    life: Duration,
+    /// What its caller holds already, and keeps while this one waits.
+    on_behalf_of: Vec<Number>,
     held: Vec<Need>,
     waits: Option<(Resource, Mode, Instant)>,
     doom: Option<Doom>,
@@ -120,11 +150,18 @@ impl Party {
             quiet_since: now,
             requests: 0,
             is_suspended: false,
+            life: limits::TRANSACTION_LIFE,
+            on_behalf_of: Vec::new(),
             held: Vec::new(),
             waits: None,
             doom: None,
             wake,
         }
+    }
+
+    /// One whose life begins with its grant, and whose caller holds these already.
+    pub(crate) fn of_caller(self, life: Duration, on_behalf_of: Vec<Number>) -> Party {
+        Party { life, on_behalf_of, ..self }
     }
 
     pub(crate) fn doom(&self) -> Option<&Doom> {
@@ -178,13 +215,28 @@ pub(crate) struct LockCounts {
 pub(crate) struct Locks {
     locks: HashMap<Resource, Lock>,
     parties: HashMap<Number, Party>,
+    /// Who was asked for by whom: the second wait on behalf of the first.
+    behind: HashMap<Number, Vec<Number>>,
+    /// How many of `locks` keep others from reading or writing, and how many are leases.
+    data: usize,
+    leases: usize,
     counts: LockCounts,
 }
 
 impl Locks {
-    /// Whether nobody holds anything.
+    /// Whether nobody keeps anybody from reading or writing.
     pub(crate) fn is_idle(&self) -> bool {
-        self.locks.is_empty()
+        self.data == 0
+    }
+
+    /// Whether somebody loads anything.
+    pub(crate) fn has_leases(&self) -> bool {
+        self.leases > 0
+    }
+
+    /// The leases of one cache.
+    pub(crate) fn leases_of(&self, cache: CacheId) -> impl Iterator<Item = &Resource> {
+        self.locks.keys().filter(move |resource| matches!(resource, Resource::Lease(own, _) if *own == cache))
     }
 
     /// Whether somebody without locks of its own could have all of these at once.
@@ -195,13 +247,81 @@ impl Locks {
     }
 
     pub(crate) fn join(&mut self, number: Number, party: Party) {
+        for holds in &party.on_behalf_of {
+            self.behind.entry(*holds).or_default().push(number);
+        }
         self.parties.insert(number, party);
     }
 
     /// The party ends: what it holds goes to those who wait.
     pub(crate) fn leave(&mut self, number: Number, now: Instant) {
         self.release_all(number, now);
-        self.parties.remove(&number);
+        let Some(party) = self.parties.remove(&number) else { return };
+        for holds in &party.on_behalf_of {
+            if let Entry::Occupied(mut behind) = self.behind.entry(*holds) {
+                behind.get_mut().retain(|waiter| *waiter != number);
+                if behind.get().is_empty() {
+                    behind.remove();
+                }
+            }
+        }
+    }
+
+    /// As `leave`; those who wait for what it holds are not granted it one after the other, but all look again at once.
+    pub(crate) fn leave_to_all(&mut self, number: Number, now: Instant) {
+        let held: Vec<_> = self.parties.get(&number).map_or(Vec::new(), |party| party.held.clone());
+        held.iter().for_each(|(resource, _)| self.disperse(resource));
+        self.leave(number, now);
+    }
+
+    /// Ends a lease whose key was written or cleared: all who wait for it look again at once. Whether somebody had it.
+    pub(crate) fn overtake(&mut self, lease: &Resource, now: Instant) -> bool {
+        self.disperse(lease);
+        let Some(holder) = self.holder(lease) else { return false };
+        self.doom(holder, Doom::Overtaken, now);
+        true
+    }
+
+    /// Sends all away who wait for this; they find that they wait no longer, and have not got it.
+    fn disperse(&mut self, resource: &Resource) {
+        let Some(lock) = self.locks.get_mut(resource) else { return };
+        for (waiter, _) in std::mem::take(&mut lock.queue) {
+            let party = self.parties.get_mut(&waiter).expect("only parties stand in queues");
+            party.waits = None;
+            party.wake.unpark();
+        }
+    }
+
+    /// Who holds this; the first, where there may be several.
+    pub(crate) fn holder(&self, resource: &Resource) -> Option<Number> {
+        self.locks.get(resource)?.holders.first().map(|(holder, _)| *holder)
+    }
+
+    pub(crate) fn holds(&self, number: Number, resource: &Resource) -> bool {
+        let party = self.parties.get(&number);
+        party.is_some_and(|party| party.held.iter().any(|(held, _)| held == resource))
+    }
+
+    /// Those that one who holds `on_behalf_of` would wait for without end, if it began to wait for `resource`.
+    pub(crate) fn ring_through(&self, resource: &Resource, on_behalf_of: &[Number]) -> Option<Vec<Number>> {
+        /// Stands for who has not begun to wait.
+        const ASKER: Number = 0;
+        let lock = self.locks.get(resource)?;
+        let in_the_way = || lock.holders.iter().chain(&lock.queue).map(|(party, _)| *party);
+        let ring = cycle(ASKER, |from| {
+            if from == ASKER {
+                return in_the_way().collect();
+            }
+            let mut follows = self.waits_for(from);
+            let is_waiting =
+                |number: &&Number| self.parties.get(number).is_some_and(|party| party.waits.is_some());
+            follows.extend(self.behind.get(&from).into_iter().flatten().filter(is_waiting));
+            if on_behalf_of.contains(&from) {
+                follows.push(ASKER);
+            }
+            follows
+        })?;
+        Some(ring.into_iter().filter(|number| *number != ASKER).collect())
     }
 
     pub(crate) fn party(&self, number: Number) -> Option<&Party> {
@@ -229,8 +349,12 @@ impl Locks {
         if own == Some(mode) {
             return Acquired::Held;
         }
-        if own.is_none() && self.locks.len() >= limits::LOCKS_MAX && !self.locks.contains_key(resource) {
-            return Acquired::Full;
+        if !self.locks.contains_key(resource) {
+            if self.locks.len() >= limits::LOCKS_MAX {
+                return Acquired::Full;
+            }
+            self.data += usize::from(resource.is_data());
+            self.leases += usize::from(matches!(resource, Resource::Lease(..)));
         }
         let lock = self
             .locks
@@ -283,8 +407,12 @@ impl Locks {
         holders.chain(ahead).collect()
     }
 
-    /// Rolls back the youngest of each ring that `number` has closed by beginning to wait.
+    /// Rolls back the youngest of each ring that `number` has closed by beginning to wait. Of a lease or name that was found out
+    /// before it began: `ring_through`.
     pub(crate) fn break_deadlocks(&mut self, number: Number, now: Instant) {
+        if self.parties.get(&number).is_none_or(|party| party.kind.is_of_the_caller()) {
+            return;
+        }
         while let Some(ring) = cycle(number, |from| self.waits_for(from)) {
             let age = |number: &Number| self.parties.get(number).map(|party| (party.age, *number));
             let youngest = ring.iter().copied().max_by_key(age).expect("a ring has members");
@@ -300,6 +428,8 @@ impl Locks {
             Doom::TooOld => self.counts.too_old += 1,
             Doom::Deadlock { .. } => self.counts.deadlocks += 1,
             Doom::ByHand { .. } => self.counts.by_hand += 1,
+            // Counted by cache.
+            Doom::Expired | Doom::Overtaken => {}
         }
         party.doom = Some(doom);
         party.wake.unpark();
@@ -344,6 +474,9 @@ impl Locks {
             Some((_, held)) => *held = mode,
             None => party.held.push((resource, mode)),
         }
+        if party.kind.is_of_the_caller() {
+            party.ends = now + party.life;
+        }
         if party.waits.take().is_some() {
             party.quiet_since = now;
             party.wake.unpark();
@@ -358,7 +491,16 @@ impl Locks {
                     lock.queue.pop_front();
                     self.grant(waiter, resource.clone(), mode, now);
                 }
-                None if lock.holders.is_empty() => drop(self.locks.remove(resource)),
+                // The next in the queue of a lease or name holds whoever has it now to its time.
+                Some((waiter, _)) if !resource.is_data() => {
+                    let party = self.parties.get(&waiter).expect("only parties stand in queues");
+                    return party.wake.unpark();
+                }
+                None if lock.holders.is_empty() => {
+                    self.locks.remove(resource);
+                    self.data -= usize::from(resource.is_data());
+                    self.leases -= usize::from(matches!(resource, Resource::Lease(..)));
+                }
                 Some(_) | None => return,
             }
         }

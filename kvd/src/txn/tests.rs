@@ -134,6 +134,78 @@ fn what_is_taken_back_comes_back_behind_the_next() {
     assert_eq!(locks.party(1).unwrap().held().len(), 1);
 }
 
+fn lease(name: u8) -> Resource {
+    Resource::Lease(1, [name].into())
+}
+
+fn load(locks: &mut Locks, number: Number, on_behalf_of: &[Number], now: Instant) {
+    let party = Party::new(Who::default(), PartyKind::Load, number, now, Arc::new(Nobody));
+    locks.join(number, party.of_caller(Duration::from_secs(1), on_behalf_of.to_vec()));
+}
+
+/// A's load of k1 asks for k2, B's of k2 for k3, C's of k3 for k1.
+#[test]
+fn who_waits_on_behalf_of_what_it_holds_is_found_in_a_ring_before_it_waits() {
+    let now = Instant::now();
+    let mut locks = Locks::default();
+    for number in 1..=3 {
+        load(&mut locks, number, &[], now);
+        let own = (lease(number as u8), Mode::Exclusive);
+        assert_eq!(locks.acquire(number, &own, false, now), Acquired::Held);
+    }
+    for (waiter, holds, wants) in [(4, 1, 2), (5, 2, 3)] {
+        assert_eq!(locks.ring_through(&lease(wants), &[holds]), None);
+        load(&mut locks, waiter, &[holds], now);
+        let want = (lease(wants), Mode::Exclusive);
+        assert_eq!(locks.acquire(waiter, &want, false, now), Acquired::Waits);
+    }
+    let ring = locks.ring_through(&lease(1), &[3]).expect("it would wait for itself");
+    assert!(ring.contains(&1) && ring.contains(&2), "{ring:?}");
+    assert_eq!(locks.ring_through(&lease(1), &[]), None, "who holds nothing waits for whom he likes");
+    assert!(locks.ring_through(&lease(3), &[3]).is_some(), "its own");
+    assert_eq!(locks.ring_through(&lease(9), &[3]), None, "it is free");
+    locks.leave(4, now);
+    assert_eq!(locks.ring_through(&lease(1), &[3]), None, "nobody waits on behalf of the first any more");
+    (1..=5).for_each(|number| locks.leave(number, now));
+    assert!(locks.is_idle() && !locks.has_leases() && locks.parties().count() == 0);
+}
+
+#[test]
+fn leases_are_in_nobodys_way_and_their_time_begins_with_the_grant() {
+    let start = Instant::now();
+    let later = start + Duration::from_secs(10);
+    let mut locks = table([1], start);
+    load(&mut locks, 2, &[], start);
+    load(&mut locks, 3, &[], start);
+    let wanted = (lease(1), Mode::Exclusive);
+    assert_eq!(locks.acquire(2, &wanted, false, start), Acquired::Held);
+    assert_eq!(locks.acquire(3, &wanted, false, start), Acquired::Waits);
+    assert!(locks.is_idle() && locks.has_leases());
+    assert_eq!(locks.acquire(1, &(Resource::Database, Mode::Exclusive), false, start), Acquired::Held);
+    assert!(!locks.is_idle());
+    locks.leave(2, later);
+    assert_eq!(locks.party(3).unwrap().ends, later + Duration::from_secs(1));
+    assert_eq!(locks.holder(&lease(1)), Some(3));
+}
+
+#[test]
+fn what_overtakes_a_load_sends_all_waiters_away_and_leaves_nothing() {
+    let now = Instant::now();
+    let mut locks = Locks::default();
+    let wanted = (lease(1), Mode::Exclusive);
+    for number in 1..=4 {
+        load(&mut locks, number, &[], now);
+        locks.acquire(number, &wanted, false, now);
+    }
+    assert!(locks.overtake(&lease(1), now));
+    assert!(!locks.overtake(&lease(1), now), "nobody has it any more");
+    assert!(matches!(locks.party(1).unwrap().doom(), Some(Doom::Overtaken)));
+    for number in 2..=4 {
+        assert!(locks.is_granted(number) && !locks.holds(number, &lease(1)), "it waits no longer");
+    }
+    assert!(!locks.has_leases());
+}
+
 /// Random parties ask, give up, are rolled back and leave: no two that exclude each other hold the same, whoever can be granted
 /// is, nobody waits in a ring, and nothing is left in the end.
 #[test]
