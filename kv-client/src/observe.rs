@@ -100,7 +100,7 @@ impl Source {
 ///
 /// #[derive(Default)]
 /// struct Loads(AtomicU64);
-/// impl Observer for Arc<Loads> {
+/// impl Observer for Loads {
 ///     fn observe(&self, event: &Event<'_>) {
 ///         if let Event::Loaded { .. } = event {
 ///             self.0.fetch_add(1, Ordering::Relaxed);
@@ -117,6 +117,12 @@ impl Source {
 pub trait Observer: Send + Sync {
     /// Something happened. Must return soon, and must not call the client.
     fn observe(&self, event: &Event<'_>);
+}
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn observe(&self, event: &Event<'_>) {
+        (**self).observe(event);
+    }
 }
 
 /// The observer of a client, if it has one.
