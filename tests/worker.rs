@@ -7,16 +7,25 @@ const ROLE: &str = "KVD_TEST_ROLE";
 
 /// A worker process in `role` with the environment it needs.
 pub(crate) fn spawn(role: &str, socket: &Path, vars: &[(&str, String)]) -> Child {
-    Command::new(std::env::current_exe().expect("this test binary has a path"))
+    command(role, socket, vars).spawn().expect("this test binary can be started again")
+}
+
+/// As `spawn`, for a worker that is told what to do line by line.
+pub(crate) fn spawn_told(role: &str, socket: &Path, vars: &[(&str, String)]) -> Child {
+    command(role, socket, vars).stdin(Stdio::piped()).spawn().expect("this test binary can be started again")
+}
+
+fn command(role: &str, socket: &Path, vars: &[(&str, String)]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test binary has a path"));
+    command
         .args(["worker::process", "--exact", "--nocapture", "--test-threads=1"])
         .env(ROLE, role)
         .env("KVD_SOCKET", socket)
         .envs(vars.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("this test binary can be started again")
+        .stderr(Stdio::piped());
+    command
 }
 
 /// In a worker: plays its role. In a test run: checks that workers play the role they are given.
@@ -34,6 +43,8 @@ fn process() {
         Ok("torn") => crate::torn::reader(),
         Ok("fair") => crate::fair::part(),
         Ok("historian") => crate::serial::historian(),
+        Ok("herd") => crate::herd::member(),
+        Ok("dependant") => crate::outage::dependant(),
         Ok("holder") => crate::holders::holder(),
         Ok("loader") => crate::leases::loader(),
         Ok("storm") => crate::crash::storm_worker(),

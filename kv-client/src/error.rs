@@ -220,6 +220,23 @@ impl Error {
         matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
     }
 
+    /// The same for a request that was not sent at all.
+    pub(crate) fn of_unsent(mut self) -> Error {
+        match &mut self {
+            Error::Lost { maybe_applied, .. }
+            | Error::Timeout { maybe_applied, .. }
+            | Error::Refused { maybe_applied, .. }
+            | Error::Protocol { maybe_applied, .. } => *maybe_applied = false,
+            Error::Unreachable { .. }
+            | Error::Conflict { .. }
+            | Error::TooLarge { .. }
+            | Error::Invalid { .. }
+            | Error::Loader { .. }
+            | Error::Codec { .. } => {}
+        }
+        self
+    }
+
     pub(crate) fn lost(maybe_applied: bool, source: impl Into<io::Error>) -> Error {
         Error::Lost { maybe_applied, source: Arc::new(source.into()) }
     }

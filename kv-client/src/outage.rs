@@ -84,7 +84,7 @@ impl Outage {
         let mut state = self.state.lock();
         let has_grace = state.away_since.get_or_insert_with(Instant::now).elapsed() < grace;
         if !has_grace {
-            state.because.get_or_insert_with(|| error.clone());
+            state.because.get_or_insert_with(|| error.clone().of_unsent());
         }
         has_grace
     }
@@ -125,7 +125,7 @@ impl Outage {
                 return;
             }
             state.is_probed = true;
-            state.because = Some(because.clone());
+            state.because = Some(because.clone().of_unsent());
             self.is_open.store(true, Ordering::Release);
         }
         tracing::warn!(%because, "the daemon is away: calls fail at once until it is back");
