@@ -66,6 +66,22 @@ fn who_would_wait_for_a_name_without_end_is_told_its_name() {
 }
 
 #[test]
+fn a_lock_that_is_in_the_way_can_be_ended_by_hand_and_one_that_waits_cannot() {
+    let house = house();
+    let (mut holder, mut admin) = (house.somebody(), house.somebody());
+    let fence = holder.lock("report", 0).unwrap();
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| house.somebody().lock("report", LONG_MS).unwrap());
+        house.await_waiting(1);
+        let waiting = house.numbers().into_iter().find(|number| *number != fence).unwrap();
+        assert_eq!(admin.say(Request::Rollback { transaction: waiting }), "Invalid");
+        assert_eq!(admin.say(Request::Rollback { transaction: fence }), "Done");
+        assert_eq!(next.join().unwrap(), waiting);
+    });
+    assert_eq!(holder.say(Request::RenewLock { fence, lock_ms: 1_000 }), "LeaseLost");
+}
+
+#[test]
 fn leases_and_locks_are_listed_beside_transactions() {
     let house = house();
     let mut holder = house.somebody();
