@@ -32,12 +32,12 @@ impl Engine {
         let now = self.clock.instant();
         self.end_if_hung(&mut state, &lock, now);
         let is_free = state.locks.are_free(&[(lock.clone(), Mode::Exclusive)]);
-        if !is_free && let Some(ring) = state.locks.ring_through(&lock, &holds.parties) {
-            return Err(self.deadlock(&state, &lock, &ring));
-        }
         if !is_free && (wait.is_zero() || holds.in_transaction) {
             encode_into(out, &Response::Busy { holder: &holder_of(&state, &lock) });
             return Ok(());
+        }
+        if !is_free && let Some(ring) = state.locks.ring_through(&lock, &holds.parties) {
+            return Err(self.deadlock(&state, &lock, &ring));
         }
         let fence = self.enlist(&mut state, session, PartyKind::Lock, life, &holds.parties)?;
         let needs = vec![(lock.clone(), Mode::Exclusive)];

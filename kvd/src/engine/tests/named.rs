@@ -54,6 +54,14 @@ fn who_would_wait_for_a_name_without_end_is_told_its_name() {
     let (mut one, mut other) = (house.somebody(), house.somebody());
     let first = one.lock("first", 0).unwrap();
     let second = other.lock("second", 0).unwrap();
+    let (kind, message) = one.lock_for("first", 1_000, LONG_MS, &[first]).unwrap_err();
+    assert_eq!(kind, Some(ErrorKind::Deadlock));
+    assert!(message.contains("this caller has it itself"), "{message}");
+    assert_eq!(
+        one.lock_for("first", 1_000, 0, &[first]).unwrap_err().0,
+        None,
+        "who does not wait is told Busy"
+    );
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| one.lock_for("second", 1_000, LONG_MS, &[first]).unwrap());
         house.await_waiting(1);
