@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::raw::{Loan, Raw};
-use crate::support::{Home, SOON, timed};
+use crate::support::{Home, timed};
 use crate::worker;
 
 /// Longer than any wait here.
@@ -21,9 +21,10 @@ pub(crate) fn loader() {
     assert!(matches!(raw.lease("product", "k", 0), Loan::Leased(_)));
     raw.lock("report", 0).expect("it is free");
     raw.let_children_inherit();
-    let _sibling = Command::new("sleep").arg("30").spawn().expect("there is a sleep");
+    let mut sibling = Command::new("sleep").arg("30").spawn().expect("there is a sleep");
     println!("HOLDS");
-    std::thread::sleep(SOON * 4);
+    // Until it is killed.
+    sibling.wait().expect("our child");
 }
 
 #[test]

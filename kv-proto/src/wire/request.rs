@@ -150,7 +150,7 @@ pub enum Request<'a> {
     /// Ends the transaction of this number: `Committed`.
     CommitTransaction { transaction: u64, durability: Option<Durability> },
     /// Ends a transaction without a trace: `Done`, or `Missing` when there is none. The daemon's own user and root may name
-    /// that of another connection.
+    /// that of another connection, or a lease or named lock.
     Rollback { transaction: u64 },
     /// Lets the transaction of this number live on: `Done`.
     Renew { transaction: u64 },

@@ -12,6 +12,7 @@ mod clear;
 mod clients;
 mod create;
 mod error;
+mod fill;
 mod item;
 mod lease;
 mod locks;

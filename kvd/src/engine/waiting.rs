@@ -12,7 +12,7 @@ use parking_lot::MutexGuard;
 
 use super::cache::Cache;
 use super::change::Target;
-use super::lease::FillRight;
+use super::fill::FillRight;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
 

@@ -366,7 +366,7 @@ fn who_holds_a_lease_or_a_name_is_not_idle() {
     };
     assert!(daemon.client().is_closed());
     assert_eq!(holder.ask(Request::Unlock { fence }), "Done");
-    let lost = holder.ask(Request::Abandon { leases: (0..1).collect(), retry_after_ms: 0 });
+    let lost = holder.ask(Request::Abandon { leases: vec![1], retry_after_ms: 0 });
     assert_eq!(lost, "Done", "it still holds the other one");
     assert!(daemon.client().is_closed());
     assert_eq!(holder.ask(Request::Ping), "Done");

@@ -375,7 +375,8 @@ impl Locks {
         };
         lock.queue.insert(place, (number, mode));
         party.waits = Some((resource.clone(), mode, now));
-        self.counts.waits += 1;
+        // Waits for loads are counted by cache.
+        self.counts.waits += u64::from(!matches!(resource, Resource::Lease(..)));
         Acquired::Waits
     }
 

@@ -66,6 +66,11 @@ impl House {
         }
     }
 
+    /// Of all who hold or wait.
+    fn numbers(&self) -> Vec<u64> {
+        self.engine.lock().locks.parties().map(|(number, _)| number).collect()
+    }
+
     fn counted(&self, name: &str) -> f64 {
         self.somebody().ask(Request::Stats, |response| match response {
             Response::Metrics(rows) => {

@@ -54,6 +54,14 @@ fn who_would_wait_for_a_name_without_end_is_told_its_name() {
     let (mut one, mut other) = (house.somebody(), house.somebody());
     let first = one.lock("first", 0).unwrap();
     let second = other.lock("second", 0).unwrap();
+    let (kind, message) = one.lock_for("first", 1_000, LONG_MS, &[first]).unwrap_err();
+    assert_eq!(kind, Some(ErrorKind::Deadlock));
+    assert!(message.contains("this caller has it itself"), "{message}");
+    assert_eq!(
+        one.lock_for("first", 1_000, 0, &[first]).unwrap_err().0,
+        None,
+        "who does not wait is told Busy"
+    );
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| one.lock_for("second", 1_000, LONG_MS, &[first]).unwrap());
         house.await_waiting(1);
@@ -63,6 +71,22 @@ fn who_would_wait_for_a_name_without_end_is_told_its_name() {
         assert_eq!(other.say(Request::Unlock { fence: second }), "Done");
         waiting.join().unwrap();
     });
+}
+
+#[test]
+fn a_lock_that_is_in_the_way_can_be_ended_by_hand_and_one_that_waits_cannot() {
+    let house = house();
+    let (mut holder, mut admin) = (house.somebody(), house.somebody());
+    let fence = holder.lock("report", 0).unwrap();
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| house.somebody().lock("report", LONG_MS).unwrap());
+        house.await_waiting(1);
+        let waiting = house.numbers().into_iter().find(|number| *number != fence).unwrap();
+        assert_eq!(admin.say(Request::Rollback { transaction: waiting }), "Invalid");
+        assert_eq!(admin.say(Request::Rollback { transaction: fence }), "Done");
+        assert_eq!(next.join().unwrap(), waiting);
+    });
+    assert_eq!(holder.say(Request::RenewLock { fence, lock_ms: 1_000 }), "LeaseLost");
 }
 
 #[test]
