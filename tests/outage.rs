@@ -63,8 +63,17 @@ impl Tally {
     fn read(line: &str) -> Option<Tally> {
         let numbers: Vec<u64> =
             line.strip_prefix("TALLY ")?.split(' ').map(|number| number.parse().expect("a number")).collect();
-        let [calls, errors, longest_us, loads, increments_failed, increments_maybe, shared_again_ms, is_shared, deleted_is_there] =
-            numbers[..]
+        let [
+            calls,
+            errors,
+            longest_us,
+            loads,
+            increments_failed,
+            increments_maybe,
+            shared_again_ms,
+            is_shared,
+            deleted_is_there,
+        ] = numbers[..]
         else {
             panic!("a tally of {} numbers", numbers.len())
         };
@@ -170,7 +179,8 @@ fn live(client: &Client, tally: &Mutex<Tally>) {
             }
             longest = longest.max(began.elapsed());
         }
-        let is_shared = client.stats().caches.iter().any(|cache| cache.name == "page" && cache.path.is_shared());
+        let is_shared =
+            client.stats().caches.iter().any(|cache| cache.name == "page" && cache.path.is_shared());
         let mut tally = tally.lock().expect("nobody panics");
         if is_shared && !was_shared {
             tally.shared_again_ms = now_ms();

@@ -529,7 +529,9 @@ impl Client {
 
     /// Takes back a way on which nothing is open.
     pub(super) fn give_back(&self, way: Way) {
-        self.here().give_back(way.into_link(), &self.shared.settings);
+        if let Some(link) = way.into_link() {
+            self.here().give_back(link, &self.shared.settings);
+        }
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -565,6 +567,8 @@ impl Client {
         match self.call(call).await {
             Err(error) if error.is_outage() && settings.on_outage == OnOutage::Miss => {
                 self.here().outage.deliver_later(&frame, cache, settings, &error);
+                // A stopped daemon's memory is to be trusted as soon as it goes on, which may be before it has heard.
+                self.shared.seats.detach(cache);
                 Ok(T::default())
             }
             answer => answer,
@@ -696,7 +700,11 @@ impl Lanes {
 }
 
 /// Connects, again while that is right.
-pub(super) async fn connect(settings: &Settings, outage: &Arc<Outage>, attempts: &mut Attempts) -> Result<Link> {
+pub(super) async fn connect(
+    settings: &Settings,
+    outage: &Arc<Outage>,
+    attempts: &mut Attempts,
+) -> Result<Link> {
     loop {
         match Link::open(settings, attempts.connect_deadline()).await {
             Ok(link) => {

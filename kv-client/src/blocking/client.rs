@@ -26,8 +26,8 @@ use crate::load::chain::Chain;
 use crate::load::flights::Flights;
 use crate::load::standby::Standby;
 use crate::lock::Lock;
-use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::observe::Event;
+use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::options::{Builder, OnOutage, Settings};
 use crate::outage::Outage;
 use crate::retry::{Attempts, Failure, Step};
@@ -425,7 +425,7 @@ impl Client {
     pub(super) fn set_out<T>(&self, call: &Call<T>, attempts: &mut Attempts) -> Result<(Road, T)> {
         let Shared { settings, pool, direct, .. } = &*self.shared;
         if let Some(engine) = direct {
-            let mut road = Road::Direct(engine.session());
+            let mut road = Road::direct(engine.session());
             let answer = road.exchange(call, attempts).map_err(Failure::into_error)?;
             return Ok((road, answer?));
         }
@@ -436,7 +436,7 @@ impl Client {
                 Some(connection) => (connection, true),
                 None => (pool.connect(settings, attempts)?, false),
             };
-            let mut road = Road::Socket(connection);
+            let mut road = Road::by_socket(connection);
             match road.exchange(call, attempts) {
                 Ok(answer) => {
                     pool.outage.answered();
@@ -459,7 +459,7 @@ impl Client {
 
     /// Takes back a way on which nothing is open.
     pub(super) fn give_back(&self, road: Road) {
-        if let Road::Socket(connection) = road {
+        if let Some(connection) = road.into_connection() {
             self.shared.pool.here().give_back(connection, &self.shared.settings);
         }
     }
@@ -491,11 +491,18 @@ impl Client {
 
     /// An invalidation: while the daemon is away it is kept and delivered later, where that is wanted. `cache`: the only one
     /// that it concerns.
-    pub(super) fn invalidate<T: Default>(&self, cache: Option<&str>, call: Call<T>, along: Option<&Sending>) -> Result<T> {
+    pub(super) fn invalidate<T: Default>(
+        &self,
+        cache: Option<&str>,
+        call: Call<T>,
+        along: Option<&Sending>,
+    ) -> Result<T> {
         let Shared { settings, .. } = &*self.shared;
         match self.call_with(&call.sending, along, call.read) {
             Err(error) if error.is_outage() && settings.on_outage == OnOutage::Miss => {
                 self.here().outage.deliver_later(&call.sending.frame, cache, settings, &error);
+                // A stopped daemon's memory is to be trusted as soon as it goes on, which may be before it has heard.
+                self.shared.seats.detach(cache);
                 Ok(T::default())
             }
             answer => answer,
@@ -541,7 +548,9 @@ impl Client {
                 }
                 Err(failure) => {
                     drop(connection);
-                    let pause = attempts.lost(failure).inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
+                    let pause = attempts
+                        .lost(failure)
+                        .inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
                     std::thread::sleep(pause);
                     continue;
                 }

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::client::Client;
-use super::road::Road;
 use crate::answers::Change;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops;
 use crate::retry::Attempts;
 
@@ -38,7 +37,7 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`](crate::Error).
     pub fn watch(&self, cache: Option<&str>, prefix: impl AsRef<[u8]>) -> Result<Watch> {
         let mut watch = Watch {
             client: self.clone(),
@@ -56,12 +55,8 @@ impl Watch {
     fn begin(&mut self) -> Result<()> {
         let call = ops::watch(self.cache.as_deref(), &self.prefix)?;
         let mut attempts: Attempts = self.client.attempts(call.sending.repeat);
-        match self.client.set_out(&call, &mut attempts)? {
-            (Road::Socket(connection), ()) => self.connection = Some(connection),
-            (Road::Direct(_), ()) => {
-                return Err(Error::invalid("an engine of this process tells nobody what changes"));
-            }
-        }
+        let (road, ()) = self.client.set_out(&call, &mut attempts)?;
+        self.connection = road.into_connection();
         Ok(())
     }
 
@@ -69,7 +64,7 @@ impl Watch {
     /// [`Change::Missed`] comes first.
     ///
     /// # Errors
-    /// See [`Error`].
+    /// See [`Error`](crate::Error).
     pub fn next_within(&mut self, patience: Duration) -> Result<Option<Change>> {
         let deadline = crate::retry::deadline_after(patience);
         loop {

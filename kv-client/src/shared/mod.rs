@@ -38,6 +38,13 @@ impl Seats {
         Arc::clone(self.0.load().get(cache).unwrap_or(&seat))
     }
 
+    /// Lets reads of a cache, or of all, ask from here on.
+    pub(crate) fn detach(&self, cache: Option<&str>) {
+        let seats = self.0.load();
+        let named = seats.iter().filter(|(name, _)| cache.is_none_or(|cache| ***name == *cache));
+        named.for_each(|(_, seat)| seat.detach());
+    }
+
     /// What was counted about each, by name.
     pub(crate) fn stats(&self) -> Vec<CacheStats> {
         let mut stats: Vec<_> = self.0.load().values().map(|seat| seat.stats()).collect();

@@ -349,6 +349,13 @@ impl Seat {
         }
     }
 
+    /// Reads ask from here on: what memory says was invalidated by this process, and the daemon does not know yet.
+    pub(crate) fn detach(&self) {
+        self.because.store(Some(Arc::new("an invalidation waits for the daemon".to_owned())));
+        self.set_attached(None);
+        self.attach_from.store(0, Ordering::Relaxed);
+    }
+
     fn refused(&self, refusal: Refusal) {
         let Refusal { because, again, is_lasting } = refusal;
         if is_lasting && !self.is_warned.swap(true, Ordering::Relaxed) {
