@@ -77,7 +77,7 @@ pub fn run(load: &Load) -> Result<Measured, BenchError> {
         serde_json::to_string(&share(load, index)).expect("a spec has only numbers and a path of ours")
     };
     let processes: Vec<_> =
-        (0..load.clients).map(|index| Process { role: "client", spec: argument(index) }).collect();
+        (0..load.clients).map(|index| Process { role: "socket-client", spec: argument(index) }).collect();
     Ok(merge(&together(&processes, load.warm_up, load.time)?))
 }
 

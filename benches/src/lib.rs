@@ -14,6 +14,7 @@ pub mod clock;
 pub mod error;
 pub mod fleet;
 pub mod html;
+pub mod load;
 pub mod locking;
 pub mod machine;
 pub mod memory;

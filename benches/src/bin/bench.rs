@@ -18,7 +18,7 @@ use kvd_benches::report::{Goal, Report, reached};
 use kvd_benches::rounds::{Items, Outcome, Runner};
 use kvd_benches::socket::{GOALS, Length, workloads};
 use kvd_benches::traces::{self, Plan, table};
-use kvd_benches::{BenchError, check, html, memory, read};
+use kvd_benches::{BenchError, check, html, load, memory, read};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +37,8 @@ enum What {
     Read(Options),
     /// Ways to share items that change: kvd's locking modes, Berkeley DB, flock, copies, LMDB, SQLite, redb
     Locking(LockingOptions),
+    /// What get_or_load costs beside a plain read, and beside a round trip
+    Client(Options),
     /// What a small item costs beside its key and value: kvd, memcached and Redis
     Memory(Options),
     /// Hit ratios of kvd's eviction, moka, quick_cache, LRU and the optimum on recorded and made-up accesses
@@ -45,7 +47,7 @@ enum What {
     CheckLoadgen(SocketOptions),
     /// One client process (started by the others)
     #[command(hide = true)]
-    Client { spec: String },
+    SocketClient { spec: String },
     /// One process that reads (started by `read`)
     #[command(hide = true)]
     ReadClient { spec: String },
@@ -158,13 +160,14 @@ const QUICK_ACCESSES_MAX: usize = 500_000;
 
 fn main() -> ExitCode {
     let done = match Command::parse().what {
-        What::Client { spec } => return run_client(&spec, client::run),
+        What::SocketClient { spec } => return run_client(&spec, client::run),
         What::ReadClient { spec } => return run_client(&spec, read::client::run),
         What::LockingWorker { spec } => return run_client(&spec, locking::worker::run),
         What::Locking(options) => locking(&options),
         What::Socket(options) => socket(&options),
         What::Read(options) => read(&options),
         What::Traces(options) => traces(&options),
+        What::Client(options) => loads(&options),
         What::Memory(options) => places(&options).and_then(|places| memory::run(&places)),
         What::CheckLoadgen(options) => runner(&options).and_then(|runner| check::run(&runner)),
     };
@@ -277,6 +280,15 @@ fn read(options: &Options) -> Result<(), BenchError> {
     let mut versions = versions(&places);
     versions.extend(read::versions());
     tell("read", options, machine, versions, items, &read::GOALS, outcomes)
+}
+
+fn loads(options: &Options) -> Result<(), BenchError> {
+    let length = if options.quick { load::Length::QUICK } else { load::Length::FULL };
+    let length = load::Length { rounds: options.rounds.unwrap_or(length.rounds).max(1), ..length };
+    let report = load::run(&places(options)?, length, command())?;
+    keep((&options.json, &None), &report, String::new)?;
+    print!("{}", report.text());
+    Ok(())
 }
 
 fn locking(options: &LockingOptions) -> Result<(), BenchError> {

@@ -199,7 +199,7 @@ impl Cache {
     ) -> Result<(Way, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
         let settings = self.client.settings();
-        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 8);
+        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 10);
         let answers = self.client.here().outage.answers();
         let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
         let set_out = self.client.set_out(&call, &mut attempts, Turns::Loads).await;
@@ -324,20 +324,40 @@ impl Cache {
         E: Into<AnyError> + 'static,
         F: Future<Output = Result<Vec<u8>, E>> + Send + 'static,
     {
-        let (key, codec) = (key.as_ref(), Codec::plain());
-        let options = LoadOptions::with_ttl(ttl.into());
-        let glance = self.glance(&self.looker(codec, false), key, &options);
+        self.load_as(Codec::plain(), key.as_ref(), ttl.into(), loader).await
+    }
+
+    /// As `get_or_load`, of any type. What is there needs no entry.
+    #[inline]
+    pub(super) async fn load_as<T: 'static, E, F>(
+        &self,
+        codec: Codec<T>,
+        key: &[u8],
+        ttl: Option<Duration>,
+        loader: impl FnOnce(Fill<T>) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        E: Into<AnyError> + 'static,
+        F: Future<Output = Result<T, E>> + Send + 'static,
+    {
+        let glance = self.glance(&self.looker(codec, false), key, None);
         if let Glance::There { value: Some(value), refresh: None } = glance {
             return Ok(value);
         }
+        let options = LoadOptions::with_ttl(ttl);
         let entry = EntryBuilder { cache: self.clone(), codec, key: key.to_vec(), options, cache_if: None };
         there(entry.resolve(false, glance, |fill| some(loader(fill))).await?)
     }
 
     #[inline]
-    pub(super) fn glance<T>(&self, looker: &Looker<'_, T>, key: &[u8], options: &LoadOptions) -> Glance<T> {
+    pub(super) fn glance<T>(
+        &self,
+        looker: &Looker<'_, T>,
+        key: &[u8],
+        refresh_ahead: Option<f64>,
+    ) -> Glance<T> {
         let mut is_due = false;
-        let glance = looker.glance(key, options, &mut is_due);
+        let glance = looker.glance(key, refresh_ahead, &mut is_due);
         self.tell(is_due);
         glance
     }
@@ -366,7 +386,8 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         E: Into<AnyError> + 'static,
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let glance = self.cache.glance(&self.cache.looker(self.codec, false), &self.key, &self.options);
+        let glance =
+            self.cache.glance(&self.cache.looker(self.codec, false), &self.key, self.options.refresh_ahead);
         there(self.resolve(false, glance, |fill| some(loader(fill))).await?)
     }
 
@@ -399,7 +420,8 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         F: Future<Output = Result<Option<T>, E>> + Send + 'static,
     {
         self.codec.negative()?;
-        let glance = self.cache.glance(&self.cache.looker(self.codec, true), &self.key, &self.options);
+        let glance =
+            self.cache.glance(&self.cache.looker(self.codec, true), &self.key, self.options.refresh_ahead);
         self.resolve(true, glance, loader).await
     }
 
@@ -639,7 +661,7 @@ impl<T: 'static> Load<'_, T> {
                     if overtaken > OVERTAKEN_MAX {
                         return Ok(self.serve(&served));
                     }
-                    match self.cache.glance(&self.looker(), self.key, self.options) {
+                    match self.cache.glance(&self.looker(), self.key, self.options.refresh_ahead) {
                         Glance::There { value, .. } => return Ok(Some(value)),
                         Glance::Load { stale: again, except: other } => (stale, except) = (again, other),
                     }

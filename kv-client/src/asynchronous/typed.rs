@@ -193,10 +193,10 @@ impl<T> Typed<Cache, T> {
         loader: impl FnOnce(crate::load::Fill<T>) -> F + Send + 'static,
     ) -> Result<T>
     where
-        T: Send + Sync + 'static,
+        T: 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.entry(key).ttl(ttl).get_or_load(loader).await
+        self.cache.load_as(self.codec, key.as_ref(), ttl.into(), loader).await
     }
 }

@@ -193,7 +193,7 @@ impl Cache {
     ) -> Result<(Road, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
         let settings = self.client.settings();
-        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 8);
+        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 10);
         let answers = self.client.here().outage.answers();
         let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
         let set_out = self.client.set_out(&call, &mut attempts);
@@ -305,20 +305,36 @@ impl Cache {
         ttl: impl Into<Option<Duration>>,
         loader: impl FnOnce(&Fill<Vec<u8>>) -> Result<Vec<u8>, E>,
     ) -> Result<Vec<u8>> {
-        let (key, codec) = (key.as_ref(), Codec::plain());
-        let options = LoadOptions::with_ttl(ttl.into());
-        let glance = self.glance(&self.looker(codec, false), key, &options);
+        self.load_as(Codec::plain(), key.as_ref(), ttl.into(), loader)
+    }
+
+    /// As `get_or_load`, of any type. What is there needs no entry.
+    #[inline]
+    pub(super) fn load_as<T, E: Into<AnyError>>(
+        &self,
+        codec: Codec<T>,
+        key: &[u8],
+        ttl: Option<Duration>,
+        loader: impl FnOnce(&Fill<T>) -> Result<T, E>,
+    ) -> Result<T> {
+        let glance = self.glance(&self.looker(codec, false), key, None);
         if let Glance::There { value: Some(value), refresh: None } = glance {
             return Ok(value);
         }
+        let options = LoadOptions::with_ttl(ttl);
         let entry = EntryBuilder { cache: self.clone(), codec, key: key.to_vec(), options, cache_if: None };
         there(entry.resolve(false, glance, |fill| loader(fill).map(Some))?)
     }
 
     #[inline]
-    pub(super) fn glance<T>(&self, looker: &Looker<'_, T>, key: &[u8], options: &LoadOptions) -> Glance<T> {
+    pub(super) fn glance<T>(
+        &self,
+        looker: &Looker<'_, T>,
+        key: &[u8],
+        refresh_ahead: Option<f64>,
+    ) -> Glance<T> {
         let mut is_due = false;
-        let glance = looker.glance(key, options, &mut is_due);
+        let glance = looker.glance(key, refresh_ahead, &mut is_due);
         self.tell(is_due);
         glance
     }
@@ -338,7 +354,8 @@ impl<T> EntryBuilder<Cache, T> {
     /// # Errors
     /// As [`Cache::get_or_load`], and [`Error::Invalid`] for options that make no sense together.
     pub fn get_or_load<E: Into<AnyError>>(self, loader: impl FnOnce(&Fill<T>) -> Result<T, E>) -> Result<T> {
-        let glance = self.cache.glance(&self.cache.looker(self.codec, false), &self.key, &self.options);
+        let glance =
+            self.cache.glance(&self.cache.looker(self.codec, false), &self.key, self.options.refresh_ahead);
         there(self.resolve(false, glance, |fill| loader(fill).map(Some))?)
     }
 
@@ -369,7 +386,8 @@ impl<T> EntryBuilder<Cache, T> {
         loader: impl FnOnce(&Fill<T>) -> Result<Option<T>, E>,
     ) -> Result<Option<T>> {
         self.codec.negative()?;
-        let glance = self.cache.glance(&self.cache.looker(self.codec, true), &self.key, &self.options);
+        let glance =
+            self.cache.glance(&self.cache.looker(self.codec, true), &self.key, self.options.refresh_ahead);
         self.resolve(true, glance, loader)
     }
 
@@ -436,7 +454,7 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         loader: impl FnOnce(Fill<T>) -> Result<T, E> + Send + 'static,
     ) -> Result<T> {
         let EntryBuilder { cache, codec, key, options, cache_if } = self;
-        let glance = cache.glance(&cache.looker(codec, false), &key, &options);
+        let glance = cache.glance(&cache.looker(codec, false), &key, options.refresh_ahead);
         let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives: false };
         let run = Owned { cache: cache.clone(), codec, key: key.clone(), options: options.clone() };
         let fly = move |course: Course, flight: Option<&Flight>| {
@@ -707,7 +725,7 @@ impl<T> Load<'_, T> {
                     if overtaken > OVERTAKEN_MAX {
                         return Ok(self.serve(&served));
                     }
-                    match self.cache.glance(&self.looker(), self.key, self.options) {
+                    match self.cache.glance(&self.looker(), self.key, self.options.refresh_ahead) {
                         Glance::There { value, .. } => return Ok(Some(value)),
                         Glance::Load { stale: again, except: other } => (stale, except) = (again, other),
                     }

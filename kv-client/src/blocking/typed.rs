@@ -178,6 +178,6 @@ impl<T> Typed<Cache, T> {
         ttl: impl Into<Option<Duration>>,
         loader: impl FnOnce(&crate::load::Fill<T>) -> Result<T, E>,
     ) -> Result<T> {
-        self.entry(key).ttl(ttl).get_or_load(loader)
+        self.cache.load_as(self.codec, key.as_ref(), ttl.into(), loader)
     }
 }

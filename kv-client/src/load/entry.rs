@@ -116,15 +116,6 @@ impl LoadOptions {
         }
         Ok(())
     }
-
-    /// Whether an item of this age, with so much life left, is to be reloaded ahead of its end.
-    #[inline]
-    pub(crate) fn wants_refresh(&self, age: Duration, left: Option<Duration>) -> bool {
-        match (self.refresh_ahead, left) {
-            (Some(fraction), Some(left)) => age.as_secs_f64() >= fraction * (age + left).as_secs_f64(),
-            (Some(_), None) | (None, _) => false,
-        }
-    }
 }
 
 impl<C, T> EntryBuilder<C, T> {
@@ -271,15 +262,5 @@ mod tests {
         both.put.stale_for = ms(1);
         assert!(both.check().unwrap_err().to_string().contains("not shorter than hard_timeout"));
         assert!(options().check().is_ok());
-    }
-
-    #[test]
-    fn a_refresh_is_wanted_after_its_fraction_of_the_life() {
-        let s = Duration::from_secs;
-        let ahead = LoadOptions { refresh_ahead: Some(0.9), ..options() };
-        assert!(!ahead.wants_refresh(s(89), Some(s(11))));
-        assert!(ahead.wants_refresh(s(90), Some(s(10))));
-        assert!(!ahead.wants_refresh(s(1_000), None), "what never expires is never about to");
-        assert!(!options().wants_refresh(s(99), Some(s(1))));
     }
 }

@@ -1,9 +1,10 @@
 //! The first look at a key, in shared memory: all there is to most loads.
 
+use std::time::Duration;
+
 use kv_proto::Version;
 
 use super::course::{Served, decode};
-use super::entry::LoadOptions;
 use crate::codec::{Codec, Decoded};
 use crate::observe::{Event, Source};
 use crate::options::Settings;
@@ -38,8 +39,8 @@ pub(crate) struct Looker<'a, T> {
 impl<T> Looker<'_, T> {
     /// Looks. `is_due` is set when what was read should be told now.
     #[inline]
-    pub(crate) fn glance(&self, key: &[u8], options: &LoadOptions, is_due: &mut bool) -> Glance<T> {
-        if options.refresh_ahead.is_none() && self.scope.is_none() {
+    pub(crate) fn glance(&self, key: &[u8], refresh_ahead: Option<f64>, is_due: &mut bool) -> Glance<T> {
+        if refresh_ahead.is_none() && self.scope.is_none() {
             let mut bytes = scratch();
             let found = self.seat.value(key, &mut bytes, is_due);
             let glance = match found {
@@ -58,12 +59,12 @@ impl<T> Looker<'_, T> {
                 return glance;
             }
         }
-        self.look_closely(key, options, is_due)
+        self.look_closely(key, refresh_ahead, is_due)
     }
 
     /// With all that is known about the item.
     #[cold]
-    fn look_closely(&self, key: &[u8], options: &LoadOptions, is_due: &mut bool) -> Glance<T> {
+    fn look_closely(&self, key: &[u8], refresh_ahead: Option<f64>, is_due: &mut bool) -> Glance<T> {
         let Some(Some(entry)) = self.seat.entry(key, Parts::All, is_due) else {
             return Glance::Load { stale: None, except: None };
         };
@@ -73,7 +74,7 @@ impl<T> Looker<'_, T> {
             Some(value) if !served.is_stale => {
                 self.hit(Source::Shared, false);
                 served.note(self.scope);
-                Glance::There { value, refresh: options.wants_refresh(age, left).then_some(version) }
+                Glance::There { value, refresh: is_near_its_end(refresh_ahead, age, left).then_some(version) }
             }
             Some(_) => Glance::Load { stale: Some(served), except: None },
             None => Glance::Load { stale: None, except: Some(version) },
@@ -96,5 +97,28 @@ impl<T> Looker<'_, T> {
     pub(crate) fn hit(&self, source: Source, is_stale: bool) {
         self.seat.loads().hit(source, is_stale);
         self.settings.observer.observe(&Event::Hit { cache: self.seat.name(), source, stale: is_stale });
+    }
+}
+
+/// Whether an item of this age, with so much life left, is to be reloaded ahead of its end: after this fraction of its life.
+fn is_near_its_end(fraction: Option<f64>, age: Duration, left: Option<Duration>) -> bool {
+    match (fraction, left) {
+        (Some(fraction), Some(left)) => age.as_secs_f64() >= fraction * (age + left).as_secs_f64(),
+        // What never expires is never near it.
+        (Some(_), None) | (None, _) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refresh_is_wanted_after_its_fraction_of_the_life() {
+        let s = Duration::from_secs;
+        assert!(!is_near_its_end(Some(0.9), s(89), Some(s(11))));
+        assert!(is_near_its_end(Some(0.9), s(90), Some(s(10))));
+        assert!(!is_near_its_end(Some(0.9), s(1_000), None));
+        assert!(!is_near_its_end(None, s(99), Some(s(1))));
     }
 }
