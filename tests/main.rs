@@ -19,6 +19,7 @@ mod operations;
 mod outage;
 mod raw;
 mod readers;
+mod rings;
 mod serial;
 mod shared;
 mod starved;
