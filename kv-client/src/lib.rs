@@ -70,3 +70,8 @@ pub use observe::{Event, Observer, Source};
 pub use options::{Builder, Initial, OnOutage, PutOptions, RetryPolicy, Sliding, Ttl};
 pub use scope::Scope;
 pub use typed::{Typed, TypedEntry};
+
+/// What the README shows, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
