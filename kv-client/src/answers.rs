@@ -556,7 +556,8 @@ pub enum ClearedScope {
 impl Change {
     pub(crate) fn from_wire(change: &wire::Change<'_>) -> Change {
         let (cache, version) = (change.cache.to_owned(), change.version);
-        let cleared = |scope, effect| Change::Cleared { cache: change.cache.to_owned(), scope, effect, version };
+        let cleared =
+            |scope, effect| Change::Cleared { cache: change.cache.to_owned(), scope, effect, version };
         match change.what {
             What::Put { key, value_bytes } => Change::Put { cache, key: key.to_vec(), version, value_bytes },
             What::Removed { key } => Change::Removed { cache, key: key.to_vec(), version },

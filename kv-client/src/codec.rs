@@ -133,7 +133,9 @@ impl<T> Codec<T> {
     /// The bytes that say that there is nothing.
     pub(crate) fn negative(&self) -> Result<Vec<u8>> {
         let header = self.header.as_ref().ok_or_else(|| {
-            Error::invalid("a cache of plain bytes cannot remember that there is nothing; use typed, or typed_bytes")
+            Error::invalid(
+                "a cache of plain bytes cannot remember that there is nothing; use typed, or typed_bytes",
+            )
         })?;
         Ok(header.begin(NEGATIVE, 0))
     }

@@ -226,19 +226,34 @@ impl Error {
 
     /// The error for whoever would wait for what it holds itself.
     pub(crate) fn deadlock(message: String) -> Error {
-        Error::Refused { kind: ErrorKind::Deadlock, message, maybe_applied: false, retry_after: Duration::ZERO }
+        Error::Refused {
+            kind: ErrorKind::Deadlock,
+            message,
+            maybe_applied: false,
+            retry_after: Duration::ZERO,
+        }
     }
 
     /// The error of a wait for a lock in vain.
     pub(crate) fn lock_busy(name: &str, waited: Duration, holder: &str) -> Error {
         let message = format!("waited {waited:?} for lock {name}, which {holder} has");
-        Error::Refused { kind: ErrorKind::Timeout, message, maybe_applied: false, retry_after: Duration::ZERO }
+        Error::Refused {
+            kind: ErrorKind::Timeout,
+            message,
+            maybe_applied: false,
+            retry_after: Duration::ZERO,
+        }
     }
 
     /// The error of somebody who held a lock.
     pub(crate) fn lock_lost(name: &str) -> Error {
         let message = format!("lock {name} is lost: its connection ended");
-        Error::Refused { kind: ErrorKind::LeaseLost, message, maybe_applied: false, retry_after: Duration::ZERO }
+        Error::Refused {
+            kind: ErrorKind::LeaseLost,
+            message,
+            maybe_applied: false,
+            retry_after: Duration::ZERO,
+        }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Error {

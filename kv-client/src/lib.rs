@@ -53,15 +53,15 @@ mod typed;
 mod undelivered;
 
 pub use answers::{
-    CacheInfo, CacheStats, Change, ClearedScope, ClientInfo, ClientStats, Committed, Entry, Fallbacks, Freshness, Life, Loads,
-    Metric, Page, PutOutcome, ReadPath, TransactionInfo, Transactions,
+    CacheInfo, CacheStats, Change, ClearedScope, ClientInfo, ClientStats, Committed, Entry, Fallbacks,
+    Freshness, Life, Loads, Metric, Page, PutOutcome, ReadPath, TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
 pub use asynchronous::{Admin, Cache, Client, LockGuard, Scan, Transaction, Watch};
 pub use batch::Batch;
+pub use codec::SchemaVersion;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;
-pub use codec::SchemaVersion;
 pub use kv_proto::wire::{Durability, Effect, ErrorKind};
 pub use load::{EntryBuilder, Fill, Missing, OnBusy};
 #[cfg(feature = "metrics")]

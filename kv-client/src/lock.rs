@@ -48,7 +48,9 @@ impl Signal {
             None => self.0.wait(guard).unwrap_or_else(ignore),
             Some(until) => {
                 let left = until.saturating_duration_since(std::time::Instant::now());
-                self.0.wait_timeout(guard, left).map_or_else(|poisoned| poisoned.into_inner().0, |waited| waited.0)
+                self.0
+                    .wait_timeout(guard, left)
+                    .map_or_else(|poisoned| poisoned.into_inner().0, |waited| waited.0)
             }
         }
     }

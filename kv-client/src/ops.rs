@@ -12,8 +12,8 @@ use kv_proto::wire::{
 };
 
 use crate::answers::{
-    Change,
-    CacheInfo, ClientInfo, Committed, Entry, Freshness, Life, Metric, Page, PutOutcome, TransactionInfo, Transactions,
+    CacheInfo, Change, ClientInfo, Committed, Entry, Freshness, Life, Metric, Page, PutOutcome,
+    TransactionInfo, Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
@@ -520,10 +520,18 @@ pub(crate) fn abandon(leases: &[u64], throttle: std::time::Duration) -> Call<()>
 }
 
 /// The fence of a named lock, or who has it.
-pub(crate) fn lock(name: &str, terms: Terms, holds: &[u64]) -> Result<Call<std::result::Result<u64, String>>> {
+pub(crate) fn lock(
+    name: &str,
+    terms: Terms,
+    holds: &[u64],
+) -> Result<Call<std::result::Result<u64, String>>> {
     check_lock(name)?;
-    let request =
-        Request::Lock { name, lock_ms: ms(terms.safe).max(1), wait_ms: ms(terms.wait), holds: holds.to_vec() };
+    let request = Request::Lock {
+        name,
+        lock_ms: ms(terms.safe).max(1),
+        wait_ms: ms(terms.wait),
+        holds: holds.to_vec(),
+    };
     Ok(Call::new(request, Lane::Waits, Repeat::Harmless, |response| match response {
         Response::Locked { fence } => Ok(Ok(fence)),
         Response::Busy { holder } => Ok(Err(holder.to_owned())),
@@ -542,10 +550,15 @@ pub(crate) fn unlock(fence: u64) -> Call<()> {
 pub(crate) fn watch(cache: Option<&str>, prefix: &[u8]) -> Result<Call<()>> {
     cache.map_or(Ok(()), check_cache)?;
     Error::check("prefix", "bytes", prefix.len(), KEY_BYTES_MAX)?;
-    Ok(Call::new(Request::Watch { cache, prefix }, Lane::Waits, Repeat::Harmless, |response| match response {
-        Response::Watching => Ok(()),
-        other => Err(unexpected("watch", &other)),
-    }))
+    Ok(Call::new(
+        Request::Watch { cache, prefix },
+        Lane::Waits,
+        Repeat::Harmless,
+        |response| match response {
+            Response::Watching => Ok(()),
+            other => Err(unexpected("watch", &other)),
+        },
+    ))
 }
 
 /// One of the answers that follow a `watch`.

@@ -111,7 +111,13 @@ impl Outage {
     }
 
     /// Keeps an invalidation that could not be delivered, and sees to it that it will be.
-    pub(crate) fn deliver_later(self: &Arc<Self>, frame: &[u8], cache: Option<&str>, settings: &Settings, because: &Error) {
+    pub(crate) fn deliver_later(
+        self: &Arc<Self>,
+        frame: &[u8],
+        cache: Option<&str>,
+        settings: &Settings,
+        because: &Error,
+    ) {
         self.undelivered.keep(frame, cache);
         self.open(settings, because);
     }

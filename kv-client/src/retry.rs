@@ -10,9 +10,9 @@ use kv_proto::wire::{ErrorKind, Response, decode};
 
 use crate::error::{Error, Result};
 use crate::frames;
-use crate::outage::Outage;
 use crate::ops::{Repeat, Sending};
 use crate::options::{RetryPolicy, Settings};
+use crate::outage::Outage;
 
 /// How far a request got when its connection failed.
 #[derive(Debug)]
@@ -224,9 +224,7 @@ mod tests {
     fn what_was_not_sent_is_always_sent_again_within_the_bound() {
         for repeat in [Repeat::Harmless, Repeat::Guarded, Repeat::Never] {
             let mut attempts = attempts(repeat);
-            let not_sent = || {
-                Failure::NotSent(Error::lost(false, io::ErrorKind::BrokenPipe))
-            };
+            let not_sent = || Failure::NotSent(Error::lost(false, io::ErrorKind::BrokenPipe));
             for _ in 1..RetryPolicy::default().sends_max {
                 attempts.lost(not_sent()).unwrap();
             }

@@ -121,7 +121,11 @@ mod tests {
         scope.used(Some(Duration::from_secs(60)), Duration::from_secs(9), ["b"]);
         scope.used(None, Duration::from_secs(5), ["a"]);
         scope.used(Some(Duration::from_secs(600)), Duration::from_secs(7), ["b"]);
-        assert!(scope.max_age().is_some_and(|age| age <= Duration::from_secs(60) && age > Duration::from_secs(50)));
+        assert!(
+            scope
+                .max_age()
+                .is_some_and(|age| age <= Duration::from_secs(60) && age > Duration::from_secs(50))
+        );
         assert_eq!(scope.stale_while_revalidate(), Duration::from_secs(5));
         assert_eq!(scope.tags(), [b"a", b"b"]);
     }

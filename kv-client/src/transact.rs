@@ -99,8 +99,7 @@ mod tests {
 
     #[test]
     fn what_may_have_been_applied_is_not_tried_again() {
-        let lost =
-            |maybe_applied| Error::lost(maybe_applied, std::io::ErrorKind::BrokenPipe);
+        let lost = |maybe_applied| Error::lost(maybe_applied, std::io::ErrorKind::BrokenPipe);
         assert!(is_worth_another_try(&lost(false)) && !is_worth_another_try(&lost(true)));
         assert!(is_worth_another_try(&connection_lost(7)));
         assert!(!is_worth_another_try(&Error::invalid("no")));

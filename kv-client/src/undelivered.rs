@@ -73,8 +73,10 @@ impl Undelivered {
         loop {
             let Some((next, clears)) = self.next() else { return Ok(()) };
             let attempts = Attempts::new(settings, settings.op_timeout, Repeat::Harmless);
-            let sending = Sending { frame: next, value_bytes: 0, lane: Lane::Writes, repeat: Repeat::Harmless };
-            let frame = connection.exchange(&sending, None, &attempts).map_err(crate::retry::Failure::into_error)?;
+            let sending =
+                Sending { frame: next, value_bytes: 0, lane: Lane::Writes, repeat: Repeat::Harmless };
+            let frame =
+                connection.exchange(&sending, None, &attempts).map_err(crate::retry::Failure::into_error)?;
             let answer = decode::<Response<'_>>(connection.answer(frame));
             if let Ok(Response::Error(error)) = &answer {
                 // A cache that is not there holds nothing; a daemon that is on its way out has to be told again.
@@ -82,7 +84,10 @@ impl Undelivered {
                     return Err(crate::error::Error::from_wire(error));
                 }
                 if error.kind != ErrorKind::UnknownCache {
-                    tracing::warn!(error = error.message, "an invalidation made during the outage was refused");
+                    tracing::warn!(
+                        error = error.message,
+                        "an invalidation made during the outage was refused"
+                    );
                 }
             }
             self.delivered(clears);
@@ -93,7 +98,8 @@ impl Undelivered {
     fn next(&self) -> Option<(Vec<u8>, Next)> {
         let kept = self.0.lock();
         if kept.clear_all {
-            let call = ops::clear(Scope::Everything, Effect::Gone).expect("a clear of everything is well formed");
+            let call =
+                ops::clear(Scope::Everything, Effect::Gone).expect("a clear of everything is well formed");
             return Some((call.sending.frame, Next::All));
         }
         if let Some(cache) = kept.cleared.first() {

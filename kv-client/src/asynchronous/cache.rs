@@ -153,7 +153,9 @@ impl Cache {
         let key = key.as_ref();
         value.clear();
         if self.scope.is_some() {
-            let Some(entry) = self.get_entry(key).await?.filter(|entry| !entry.is_stale()) else { return Ok(false) };
+            let Some(entry) = self.get_entry(key).await?.filter(|entry| !entry.is_stale()) else {
+                return Ok(false);
+            };
             *value = entry.value;
             return Ok(true);
         }
@@ -227,7 +229,8 @@ impl Cache {
         }
         let mut many = GetMany::new(self.name(), keys)?;
         while let Some(sending) = many.next() {
-            let asked = self.client.ask(&self.seat, sending, |response| many.answered(response).map(Some)).await;
+            let asked =
+                self.client.ask(&self.seat, sending, |response| many.answered(response).map(Some)).await;
             if self.client.forgive(&self.seat, asked)?.is_none() {
                 return Ok(keys.iter().map(|_| None).collect());
             }

@@ -696,7 +696,11 @@ impl Lanes {
 }
 
 /// Connects, again while that is right.
-pub(super) async fn connect(settings: &Settings, outage: &Arc<Outage>, attempts: &mut Attempts) -> Result<Link> {
+pub(super) async fn connect(
+    settings: &Settings,
+    outage: &Arc<Outage>,
+    attempts: &mut Attempts,
+) -> Result<Link> {
     loop {
         match Link::open(settings, attempts.connect_deadline()).await {
             Ok(link) => {

@@ -37,9 +37,7 @@ impl Broken {
     /// The error for a request that was under way. Not for a clone of it: each gets its own.
     pub(super) fn error(&self, maybe_applied: bool) -> Error {
         match self {
-            Broken::Io(error) => {
-                Error::lost(maybe_applied, io::Error::new(error.kind(), error.to_string()))
-            }
+            Broken::Io(error) => Error::lost(maybe_applied, io::Error::new(error.kind(), error.to_string())),
             Broken::Frame(cause) => frames::not_ours(cause.clone(), maybe_applied),
         }
     }

@@ -619,7 +619,12 @@ impl<T: 'static> Load<'_, T> {
                 }
                 Ok(lead) => {
                     let flight = Arc::clone(&lead.flight);
-                    self.set_off(lead, except, wait, run.take().expect("who has led does not come back here"));
+                    self.set_off(
+                        lead,
+                        except,
+                        wait,
+                        run.take().expect("who has led does not come back here"),
+                    );
                     (true, flight)
                 }
             };
@@ -642,7 +647,9 @@ impl<T: 'static> Load<'_, T> {
                 Turn::Fail(error) => return Err(error),
                 Turn::GiveUp | Turn::Wait(_) => {
                     let own = run.take().filter(|_| !leads && self.options.on_busy == OnBusy::Load);
-                    let Some(run) = own else { return Err(Error::Timeout { waited: wait, maybe_applied: false }) };
+                    let Some(run) = own else {
+                        return Err(Error::Timeout { waited: wait, maybe_applied: false });
+                    };
                     return self.load_for_itself(except, run).await;
                 }
             }

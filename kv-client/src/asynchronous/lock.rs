@@ -77,7 +77,14 @@ impl Client {
         Ok(match locked {
             Ok(fence) => {
                 let process = std::process::id();
-                Ok(LockGuard { client: self.clone(), way: Some(way), name: name.into(), fence, duration, process })
+                Ok(LockGuard {
+                    client: self.clone(),
+                    way: Some(way),
+                    name: name.into(),
+                    fence,
+                    duration,
+                    process,
+                })
             }
             Err(holder) => {
                 self.give_back(way);
@@ -163,6 +170,9 @@ impl Drop for LockGuard {
 
 impl std::fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LockGuard").field("name", &self.name).field("fence", &self.fence).finish_non_exhaustive()
+        f.debug_struct("LockGuard")
+            .field("name", &self.name)
+            .field("fence", &self.fence)
+            .finish_non_exhaustive()
     }
 }

@@ -140,7 +140,9 @@ impl Cache {
         let key = key.as_ref();
         value.clear();
         if self.scope.is_some() {
-            let Some(entry) = self.get_entry(key)?.filter(|entry| !entry.is_stale()) else { return Ok(false) };
+            let Some(entry) = self.get_entry(key)?.filter(|entry| !entry.is_stale()) else {
+                return Ok(false);
+            };
             *value = entry.value;
             return Ok(true);
         }

@@ -26,8 +26,8 @@ use crate::load::chain::Chain;
 use crate::load::flights::Flights;
 use crate::load::standby::Standby;
 use crate::lock::Lock;
-use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::observe::Event;
+use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::options::{Builder, OnOutage, Settings};
 use crate::outage::Outage;
 use crate::retry::{Attempts, Failure, Step};
@@ -491,7 +491,12 @@ impl Client {
 
     /// An invalidation: while the daemon is away it is kept and delivered later, where that is wanted. `cache`: the only one
     /// that it concerns.
-    pub(super) fn invalidate<T: Default>(&self, cache: Option<&str>, call: Call<T>, along: Option<&Sending>) -> Result<T> {
+    pub(super) fn invalidate<T: Default>(
+        &self,
+        cache: Option<&str>,
+        call: Call<T>,
+        along: Option<&Sending>,
+    ) -> Result<T> {
         let Shared { settings, .. } = &*self.shared;
         match self.call_with(&call.sending, along, call.read) {
             Err(error) if error.is_outage() && settings.on_outage == OnOutage::Miss => {
@@ -541,7 +546,9 @@ impl Client {
                 }
                 Err(failure) => {
                     drop(connection);
-                    let pause = attempts.lost(failure).inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
+                    let pause = attempts
+                        .lost(failure)
+                        .inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
                     std::thread::sleep(pause);
                     continue;
                 }

@@ -135,7 +135,8 @@ impl Connection {
 
     /// The next frame of those that come by themselves, or `None` when there is none by the deadline.
     pub(crate) fn receive(&mut self, deadline: Instant) -> Result<Option<Range<usize>>> {
-        let is_late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let is_late =
+            |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
         match self.wait_until(deadline).map_err(Broken::Io).and_then(|()| self.read_frame(deadline)) {
             Ok(frame) => Ok(Some(frame)),
             Err(Broken::Io(error)) if is_late(&error) => Ok(None),

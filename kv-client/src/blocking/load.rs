@@ -198,9 +198,11 @@ impl Cache {
         let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
         let set_out = self.client.set_out(&call, &mut attempts);
         // The daemon answers before the wait is over, whatever others do.
-        set_out.inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, error)).inspect(|_| {
-            self.seat.attach_if_wanted(settings);
-        })
+        set_out.inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, error)).inspect(
+            |_| {
+                self.seat.attach_if_wanted(settings);
+            },
+        )
     }
 
     /// Fills, and gives the way back.
@@ -614,7 +616,10 @@ impl<T> Load<'_, T> {
                 chain.check(name, self.key)?;
                 let loaded = self.load(stale, except, &chain, &mut set_off)?;
                 loaded.ok_or_else(|| Error::Codec {
-                    message: format!("key {} of cache {name} is no value of this type", self.key.escape_ascii()),
+                    message: format!(
+                        "key {} of cache {name} is no value of this type",
+                        self.key.escape_ascii()
+                    ),
                 })
             }
         }
@@ -713,7 +718,9 @@ impl<T> Load<'_, T> {
                 }
                 // In vain: it loads for itself.
                 Turn::GiveUp | Turn::Wait(_) => {
-                    return match set_off(self.course(except, chain, Duration::ZERO), None).ok_or_else(gave_up)? {
+                    return match set_off(self.course(except, chain, Duration::ZERO), None)
+                        .ok_or_else(gave_up)?
+                    {
                         Landing::Value(served) | Landing::Overtaken(served) => Ok(self.serve(&served)),
                         Landing::Failed(error) => Err(error),
                     };

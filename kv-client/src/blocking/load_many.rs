@@ -81,7 +81,13 @@ impl<T> EntryBuilder<Cache, T> {
     ) -> Result<Vec<Option<T>>> {
         let EntryBuilder { cache, codec, options, .. } = self;
         options.check()?;
-        let mut load = LoadMany { cache: &cache, codec, options: &options, many: Many::new(keys), chain: Chain::current() };
+        let mut load = LoadMany {
+            cache: &cache,
+            codec,
+            options: &options,
+            many: Many::new(keys),
+            chain: Chain::current(),
+        };
         load.read()?;
         let open = load.many.open();
         for at in &open {
@@ -170,7 +176,8 @@ impl<T> LoadMany<'_, T> {
         let wanted = |rest: &[usize], many: &Many<T>| -> Vec<_> {
             rest.iter().map(|&at| (many.keys[at].clone(), many.except[at])).collect()
         };
-        let (mut road, mut loans) = self.cache.ask_for_lease(&wanted(some, &self.many), terms, &self.chain)?;
+        let (mut road, mut loans) =
+            self.cache.ask_for_lease(&wanted(some, &self.many), terms, &self.chain)?;
         let (mut own, mut busy, mut done) = (Own::new(), Vec::new(), 0);
         loop {
             if loans.is_empty() || loans.len() > some.len() - done {
@@ -196,17 +203,28 @@ impl<T> LoadMany<'_, T> {
             if done == some.len() {
                 return Ok((road, own, busy));
             }
-            let call = ops::lease(self.cache.name(), &wanted(&some[done..], &self.many), terms, &self.chain.holds())?;
+            let call = ops::lease(
+                self.cache.name(),
+                &wanted(&some[done..], &self.many),
+                terms,
+                &self.chain.holds(),
+            )?;
             loans = self.cache.on(&mut road, &call)?;
         }
     }
 
     /// Waits for somebody else's load of a key; the lease if it came to nothing, 0: it has to be loaded without.
     fn wait_for(&mut self, road: &mut Road, at: usize, own: &Own) -> Result<Option<u64>> {
-        let wait = self.options.wait.unwrap_or_else(|| crate::transact::lock_wait(self.cache.client.op_timeout()));
-        let terms = Terms { wait: wait.min(crate::transact::lock_wait(self.cache.client.op_timeout())), safe: self.options.lease };
-        let holds: Vec<u64> = self.chain.holds().into_iter().chain(own.iter().map(|own| own.1).filter(|n| *n > 0)).collect();
-        let call = ops::lease(self.cache.name(), &[(&self.many.keys[at], self.many.except[at])], terms, &holds)?;
+        let wait =
+            self.options.wait.unwrap_or_else(|| crate::transact::lock_wait(self.cache.client.op_timeout()));
+        let terms = Terms {
+            wait: wait.min(crate::transact::lock_wait(self.cache.client.op_timeout())),
+            safe: self.options.lease,
+        };
+        let holds: Vec<u64> =
+            self.chain.holds().into_iter().chain(own.iter().map(|own| own.1).filter(|n| *n > 0)).collect();
+        let call =
+            ops::lease(self.cache.name(), &[(&self.many.keys[at], self.many.except[at])], terms, &holds)?;
         match self.cache.on(road, &call)?.pop() {
             Some(Loan::Hit(entry)) => {
                 self.cache.seat.loads().coalesced();
@@ -278,10 +296,14 @@ impl<T> LoadMany<'_, T> {
             let count = rest.iter().take_while(fits).count().max(1);
             let (some, later) = rest.split_at(count);
             rest = later;
-            let filling = |(lease, loaded): &(u64, Loaded)| (*lease, loaded.bytes.clone(), loaded.put.clone().unwrap_or_default());
+            let filling = |(lease, loaded): &(u64, Loaded)| {
+                (*lease, loaded.bytes.clone(), loaded.put.clone().unwrap_or_default())
+            };
             let owned: Vec<(u64, Vec<u8>, PutOptions)> = some.iter().map(filling).collect();
-            let fillings: Vec<_> =
-                owned.iter().map(|(lease, value, options)| Filling { lease: *lease, value, options }).collect();
+            let fillings: Vec<_> = owned
+                .iter()
+                .map(|(lease, value, options)| Filling { lease: *lease, value, options })
+                .collect();
             match self.cache.fill(road, &fillings) {
                 Ok(versions) => {
                     for _ in versions.iter().filter(|version| version.is_none()) {
@@ -305,8 +327,12 @@ impl<T> LoadMany<'_, T> {
         loader: &mut impl FnMut(&Missing<T>) -> Result<(), E>,
     ) -> Result<Vec<(Option<T>, Option<Loaded>)>> {
         let name = self.cache.name();
-        let missing = Missing::new(own.iter().map(|(at, _)| self.many.keys[*at].clone()).collect(), self.codec);
-        let within = self.chain.clone().loading(name, own.iter().map(|(at, lease)| (&self.many.keys[*at][..], *lease)));
+        let missing =
+            Missing::new(own.iter().map(|(at, _)| self.many.keys[*at].clone()).collect(), self.codec);
+        let within = self
+            .chain
+            .clone()
+            .loading(name, own.iter().map(|(at, lease)| (&self.many.keys[*at][..], *lease)));
         let began = Instant::now();
         let entered = within.enter();
         let said = loader(&missing);

@@ -71,7 +71,14 @@ impl Client {
             Ok(fence) => {
                 chain.locking(fence).set();
                 let process = std::process::id();
-                Ok(LockGuard { client: self.clone(), road: Some(road), name: name.into(), fence, duration, process })
+                Ok(LockGuard {
+                    client: self.clone(),
+                    road: Some(road),
+                    name: name.into(),
+                    fence,
+                    duration,
+                    process,
+                })
             }
             Err(holder) => {
                 self.give_back(road);
@@ -132,7 +139,9 @@ impl LockGuard {
     fn call(&mut self, call: &Call<()>) -> Result<()> {
         // What a child inherited is its parent's.
         let is_here = self.process == std::process::id();
-        let Some(road) = self.road.as_mut().filter(|_| is_here) else { return Err(Error::lock_lost(&self.name)) };
+        let Some(road) = self.road.as_mut().filter(|_| is_here) else {
+            return Err(Error::lock_lost(&self.name));
+        };
         let mut attempts: Attempts = self.client.attempts(call.sending.repeat);
         road.exchange(call, &mut attempts).map_err(Failure::into_error).unwrap_or_else(|error| {
             self.road = None;
@@ -153,6 +162,9 @@ impl Drop for LockGuard {
 
 impl std::fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LockGuard").field("name", &self.name).field("fence", &self.fence).finish_non_exhaustive()
+        f.debug_struct("LockGuard")
+            .field("name", &self.name)
+            .field("fence", &self.fence)
+            .finish_non_exhaustive()
     }
 }

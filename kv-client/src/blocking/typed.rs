@@ -113,12 +113,7 @@ impl<T> Typed<Cache, T> {
     ///
     /// # Errors
     /// [`Error::Codec`](crate::Error::Codec) for a value that cannot be encoded; see also [`Error`](crate::Error).
-    pub fn put(
-        &self,
-        key: impl AsRef<[u8]>,
-        value: &T,
-        ttl: impl Into<Option<Duration>>,
-    ) -> Result<Version> {
+    pub fn put(&self, key: impl AsRef<[u8]>, value: &T, ttl: impl Into<Option<Duration>>) -> Result<Version> {
         self.cache.put(key, self.codec.encode(value)?, ttl)
     }
 

@@ -56,7 +56,9 @@ impl Chain {
         };
         if self.links().any(is_it) {
             let shown = key.escape_ascii();
-            return Err(Error::deadlock(format!("the loader of key {shown} of cache {cache} loads that key itself")));
+            return Err(Error::deadlock(format!(
+                "the loader of key {shown} of cache {cache} loads that key itself"
+            )));
         }
         match &self.0 {
             Some(link) if link.depth >= CHAIN_MAX => Err(Error::deadlock(format!(
@@ -99,7 +101,9 @@ impl Chain {
     pub(crate) fn unlocked(self, fence: u64) -> Chain {
         match self.0 {
             None => Chain(None),
-            Some(link) if matches!(link.within, Within::Lock { fence: held } if held == fence) => link.before.clone(),
+            Some(link) if matches!(link.within, Within::Lock { fence: held } if held == fence) => {
+                link.before.clone()
+            }
             // Given back out of order: those above it stay.
             Some(link) => {
                 let before = link.before.clone().unlocked(fence);
@@ -172,7 +176,8 @@ mod tests {
 
     #[test]
     fn a_key_that_is_being_loaded_further_up_is_refused_by_name() {
-        let chain = Chain::default().loading("product", [(&b"42"[..], 7)]).loading("price", [(&b"42"[..], 0)]);
+        let chain =
+            Chain::default().loading("product", [(&b"42"[..], 7)]).loading("price", [(&b"42"[..], 0)]);
         assert!(chain.check("price", b"43").is_ok());
         let error = chain.check("product", b"42").unwrap_err();
         assert_eq!(error.kind(), kv_proto::wire::ErrorKind::Deadlock);

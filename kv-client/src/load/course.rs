@@ -188,12 +188,21 @@ impl Patience {
 }
 
 /// The error of a loader that failed.
-pub(crate) fn loader_failed(cache: &str, key: &[u8], source: Arc<dyn std::error::Error + Send + Sync>) -> Error {
+pub(crate) fn loader_failed(
+    cache: &str,
+    key: &[u8],
+    source: Arc<dyn std::error::Error + Send + Sync>,
+) -> Error {
     Error::Loader { cache: cache.into(), key: key.escape_ascii().to_string().into(), source }
 }
 
 /// Decodes what was served, or says that it is nothing to this type.
-pub(crate) fn decode<T>(codec: Codec<T>, served: &[u8], seat: &Seat, settings: &Settings) -> Option<Decoded<T>> {
+pub(crate) fn decode<T>(
+    codec: Codec<T>,
+    served: &[u8],
+    seat: &Seat,
+    settings: &Settings,
+) -> Option<Decoded<T>> {
     let decoded = codec.decode(served);
     if decoded.is_none() {
         seat.loads().undecodable();
@@ -243,7 +252,10 @@ mod tests {
     fn what_was_overtaken_is_for_its_leader_alone() {
         let progress = Progress { stale: None, landing: Some(Landing::Overtaken(served("old"))) };
         let wait = Duration::from_secs(60);
-        assert!(matches!(Patience::new(true, None, &options(None, None), wait).turn(&progress), Turn::Take(_)));
+        assert!(matches!(
+            Patience::new(true, None, &options(None, None), wait).turn(&progress),
+            Turn::Take(_)
+        ));
         let joined = Patience::new(false, None, &options(None, None), wait);
         assert!(matches!(joined.turn(&progress), Turn::LookAgain(_)));
     }

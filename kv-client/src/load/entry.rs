@@ -85,7 +85,9 @@ impl LoadOptions {
                 return refuse(format!("refresh_ahead is {fraction}, it must be above 0 and below 1"));
             }
             if let Some(ttl) = self.put.ttl.filter(|ttl| *ttl < Duration::from_millis(10)) {
-                return refuse(format!("refresh_ahead makes no sense with a ttl of {ttl:?}: it would be over before the reload"));
+                return refuse(format!(
+                    "refresh_ahead makes no sense with a ttl of {ttl:?}: it would be over before the reload"
+                ));
             }
         }
         if let (Some(negative), Some(ttl)) = (self.negative_ttl, self.put.ttl)
@@ -95,14 +97,19 @@ impl LoadOptions {
         }
         if let Some(soft) = self.soft_timeout {
             if self.put.stale_for.is_zero() {
-                return refuse(format!("soft_timeout {soft:?} needs stale_for: there would be nothing to serve meanwhile"));
+                return refuse(format!(
+                    "soft_timeout {soft:?} needs stale_for: there would be nothing to serve meanwhile"
+                ));
             }
             if let Some(hard) = self.hard_timeout.filter(|hard| soft >= *hard) {
                 return refuse(format!("soft_timeout {soft:?} is not shorter than hard_timeout {hard:?}"));
             }
         }
         if let Some(hard) = self.hard_timeout.filter(|hard| *hard > self.lease) {
-            return refuse(format!("hard_timeout {hard:?} is longer than the lease {:?}: others would load meanwhile", self.lease));
+            return refuse(format!(
+                "hard_timeout {hard:?} is longer than the lease {:?}: others would load meanwhile",
+                self.lease
+            ));
         }
         if self.lease.is_zero() {
             return refuse("a lease of 0: the loader would lose it before it began".to_owned());
@@ -224,7 +231,10 @@ impl<C, T> EntryBuilder<C, T> {
 impl<C: std::fmt::Debug, T> std::fmt::Debug for EntryBuilder<C, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Not the key: it may be somebody's session.
-        f.debug_struct("EntryBuilder").field("cache", &self.cache).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("EntryBuilder")
+            .field("cache", &self.cache)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -247,7 +257,10 @@ mod tests {
             ),
             (LoadOptions { negative_ttl: Some(ms(61_000)), ..options() }, "negative_ttl 61s"),
             (LoadOptions { soft_timeout: Some(ms(5)), ..options() }, "soft_timeout 5ms needs stale_for"),
-            (LoadOptions { hard_timeout: Some(ms(60_000)), ..options() }, "hard_timeout 60s is longer than the lease"),
+            (
+                LoadOptions { hard_timeout: Some(ms(60_000)), ..options() },
+                "hard_timeout 60s is longer than the lease",
+            ),
             (LoadOptions { lease: Duration::ZERO, ..options() }, "a lease of 0"),
         ];
         for (options, says) in cases {

@@ -61,7 +61,8 @@ impl<F> Flights<F> {
             return true;
         }
         let elsewhere = self.elsewhere.lock();
-        !elsewhere.is_empty() && elsewhere.get(&(seat, key.into())).is_some_and(|until| Instant::now() < *until)
+        !elsewhere.is_empty()
+            && elsewhere.get(&(seat, key.into())).is_some_and(|until| Instant::now() < *until)
     }
 
     /// Somebody else reloads the key: for a moment nobody here need ask.
