@@ -607,6 +607,9 @@ impl Pool {
     }
 
     fn give_back(&self, connection: Connection, settings: &Settings) {
+        if !connection.is_sound() {
+            return;
+        }
         let mut idle = self.idle.lock();
         if idle.len() < settings.idle_connections_max {
             idle.push(connection);

@@ -1,7 +1,7 @@
 //! A way to the daemon for requests that belong together: a connection of its own, or a session with an engine of this process.
 //!
 //! Taken by transactions, loads, locks and watches. Dropping it ends what was begun on it; it goes back to the pool only with
-//! nothing open.
+//! nothing open. One whose answer never came does not.
 
 use kv_proto::wire::Response;
 
@@ -36,7 +36,10 @@ impl Road {
                 match attempts.answered(connection.answer(frame), &mut read) {
                     Step::Done(answer) => return Ok(answer),
                     Step::Again(pause) => std::thread::sleep(pause),
-                    Step::Broken(error) => return Err(Failure::Sent(error)),
+                    Step::Broken(error) => {
+                        connection.spoil();
+                        return Err(Failure::Sent(error));
+                    }
                 }
             },
         }
