@@ -43,13 +43,11 @@ impl<T> Looker<'_, T> {
             let mut bytes = scratch();
             let found = self.seat.value(key, &mut bytes, is_due);
             let glance = match found {
-                Some(Found::Fresh) => match self.take(&bytes) {
-                    Some(value) => {
-                        self.hit(Source::Shared, false);
-                        Some(Glance::There { value, refresh: None })
-                    }
-                    None => None,
-                },
+                // What is no value is counted when it is looked at closely.
+                Some(Found::Fresh) => self.accept(self.codec.decode(&bytes)).map(|value| {
+                    self.hit(Source::Shared, false);
+                    Glance::There { value, refresh: None }
+                }),
                 Some(Found::Nothing) | None => Some(Glance::Load { stale: None, except: None }),
                 Some(Found::Stale) => None,
             };
@@ -82,7 +80,12 @@ impl<T> Looker<'_, T> {
 
     /// What bytes say to this caller; `None`: nothing it takes.
     pub(crate) fn take(&self, bytes: &[u8]) -> Option<Option<T>> {
-        match decode(self.codec, bytes, self.seat, self.settings)? {
+        self.accept(decode(self.codec, bytes, self.seat, self.settings))
+    }
+
+    #[inline]
+    fn accept(&self, decoded: Option<Decoded<T>>) -> Option<Option<T>> {
+        match decoded? {
             Decoded::Value(value) => Some(Some(value)),
             Decoded::Negative if self.takes_negatives => {
                 self.seat.loads().negative();
