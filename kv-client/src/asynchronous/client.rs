@@ -725,6 +725,9 @@ pub(super) async fn connect(
                 outage.over(settings);
                 return Ok(link);
             }
+            Err(error) if attempts.is_too_brief_for(settings, &error) => {
+                return Err(attempts.timed_out(false));
+            }
             Err(error) => {
                 let pause = attempts.not_connected(error, outage).inspect_err(|error| {
                     if matches!(error, Error::Unreachable { .. }) && outage.was_there() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kv_proto::Version;
 use kv_proto::limits::LEASE_WAIT_MAX;
+use kv_proto::wire::ErrorKind;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
@@ -465,7 +466,12 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         E: Into<AnyError> + 'static,
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let except = self.cache.describe(&self.key).await?.map(|entry| entry.version);
+        let seen = match self.cache.describe(&self.key).await {
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => None,
+            seen => seen?,
+        };
+        let except = seen.map(|entry| entry.version);
         let glance = Glance::Load { stale: None, except };
         there(self.resolve(false, glance, |fill| some(loader(fill))).await?)
     }

@@ -594,6 +594,9 @@ impl Pool {
                     self.outage.over(settings);
                     return Ok(connection);
                 }
+                Err(error) if attempts.is_too_brief_for(settings, &error) => {
+                    return Err(attempts.timed_out(false));
+                }
                 Err(error) => {
                     let pause = attempts.not_connected(error, &self.outage).inspect_err(|error| {
                         if matches!(error, Error::Unreachable { .. }) && self.outage.was_there() {

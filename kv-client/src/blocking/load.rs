@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kv_proto::Version;
 use kv_proto::limits::LEASE_WAIT_MAX;
+use kv_proto::wire::ErrorKind;
 
 use super::cache::Cache;
 use super::client::Client;
@@ -431,7 +432,12 @@ impl<T> EntryBuilder<Cache, T> {
     /// # Errors
     /// As [`Cache::get_or_load`].
     pub fn refresh<E: Into<AnyError>>(self, loader: impl FnOnce(&Fill<T>) -> Result<T, E>) -> Result<T> {
-        let except = self.cache.describe(&self.key)?.map(|entry| entry.version);
+        let seen = match self.cache.describe(&self.key) {
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => None,
+            seen => seen?,
+        };
+        let except = seen.map(|entry| entry.version);
         there(self.resolve(false, Glance::Load { stale: None, except }, |fill| loader(fill).map(Some))?)
     }
 

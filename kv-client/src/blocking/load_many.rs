@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use kv_proto::limits::{COMMIT_BYTES_MAX, GET_MANY_KEYS_MAX};
+use kv_proto::wire::ErrorKind;
 
 use super::cache::Cache;
 use super::road::Road;
@@ -117,7 +118,12 @@ type Own = Vec<(usize, u64)>;
 impl<T> LoadMany<'_, T> {
     /// What is there, of one moment.
     fn read(&mut self) -> Result<()> {
-        let values = self.cache.get_many(&self.many.keys)?;
+        let values = match self.cache.get_many(&self.many.keys) {
+            Ok(values) => values,
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => return Ok(()),
+            Err(error) => return Err(error),
+        };
         let looker = self.cache.looker(self.codec, true);
         for (at, bytes) in values.iter().enumerate() {
             let Some(bytes) = bytes else { continue };
