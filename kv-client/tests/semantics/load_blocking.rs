@@ -133,7 +133,7 @@ fn semantic_01_no_fill_after_an_invalidation_even_by_a_tag_that_only_the_loader_
             cache.delete("key").unwrap();
             let loaded = cache.get_or_load("key", MINUTE, |fill| {
                 fill.add_tag("only-the-loader-knows");
-                std::thread::scope(|scope| ignore(scope.spawn(|| event(&cache)).join().unwrap()));
+                std::thread::scope(|scope| scope.spawn(|| event(&cache)).join().unwrap());
                 bytes::<Never>("of before")
             });
             assert_eq!(loaded.unwrap(), b"of before", "{name}, {way}");
