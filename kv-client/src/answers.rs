@@ -123,7 +123,7 @@ impl Entry {
             load_cost: Duration::from_millis(u64::from(entry.load_cost_ms)),
             tags: entry.tags.iter().map(|tag| tag.0.to_vec()).collect(),
             source: Source::Socket,
-            seen: SystemTime::now(),
+            seen: moment(),
         })
     }
 }
@@ -148,9 +148,15 @@ impl Entry {
             load_cost: Duration::from_millis(u64::from(meta.load_cost_ms)),
             tags: meta.tags(buffer).map(<[u8]>::to_vec).collect(),
             source: Source::Shared,
-            seen: SystemTime::now(),
+            seen: moment(),
         })
     }
+}
+
+/// When an answer came, for those who want a date of what it says is so and so long from now. Nothing is decided by it.
+#[allow(clippy::disallowed_methods, reason = "a client has no clock but the machine's")]
+fn moment() -> SystemTime {
+    SystemTime::now()
 }
 
 /// How long an item still lives.
@@ -366,6 +372,8 @@ pub struct Loads {
     pub coalesced: u64,
     /// Values that were not stored, because something newer had happened or the lease was lost.
     pub leases_lost: u64,
+    /// Values that could not be stored: too large, too many tags, or the daemon failed. Their callers have got them.
+    pub not_stored: u64,
     /// Loads without a lease: inside a transaction, in a ring of loads, after waiting in vain, or with the daemon away.
     pub loads_alone: u64,
     /// Reads that missed because the daemon is away.

@@ -36,6 +36,14 @@ pub enum Event<'a> {
         /// The cache.
         cache: &'a str,
     },
+    /// What was loaded could not be stored: it is too large, has too many tags, or the daemon failed. Its caller has got it,
+    /// and the next one will load it again.
+    NotStored {
+        /// The cache.
+        cache: &'a str,
+        /// Why.
+        because: &'a Error,
+    },
     /// A caller got what another one loaded.
     Coalesced {
         /// The cache.
@@ -150,7 +158,7 @@ impl fmt::Debug for Observed {
 
 /// Counts into the `metrics` crate, whatever recorder the application has installed:
 /// `kv_client_hits_total{cache,source,stale}`, `kv_client_loads_total{cache,outcome}`, `kv_client_load_seconds{cache}`,
-/// `kv_client_leases_lost_total{cache}`, `kv_client_coalesced_total{cache}`, `kv_client_outage_misses_total{cache}`,
+/// `kv_client_leases_lost_total{cache}`, `kv_client_not_stored_total{cache}`, `kv_client_coalesced_total{cache}`, `kv_client_outage_misses_total{cache}`,
 /// `kv_client_undecodable_total{cache}`, `kv_client_outages_total`, `kv_client_daemon_away`.
 ///
 /// ```
@@ -183,6 +191,9 @@ impl Observer for MetricsObserver {
             }
             Event::LeaseLost { cache } => {
                 counter!("kv_client_leases_lost_total", "cache" => name(cache)).increment(1);
+            }
+            Event::NotStored { cache, .. } => {
+                counter!("kv_client_not_stored_total", "cache" => name(cache)).increment(1);
             }
             Event::Coalesced { cache } => {
                 counter!("kv_client_coalesced_total", "cache" => name(cache)).increment(1);

@@ -591,6 +591,11 @@ fn lane_of(durability: Option<Durability>) -> Lane {
     if durability == Some(Durability::Durable) { Lane::Waits } else { Lane::Writes }
 }
 
+/// Whether items can be put so.
+pub(crate) fn check_put_options(options: &PutOptions) -> Result<()> {
+    put_options(options).map(drop)
+}
+
 fn put_options(options: &PutOptions) -> Result<wire::PutOptions<'_>> {
     Error::check("item", "tags", options.tags.len(), TAGS_MAX)?;
     options.tags.iter().try_for_each(|tag| check_tag(tag))?;

@@ -66,6 +66,10 @@ impl Outage {
         self.ever_connected.store(true, Ordering::Relaxed);
         let since = {
             let mut state = self.state.lock();
+            if state.is_probed && !self.undelivered.is_empty() {
+                // Whoever looks for the daemon delivers first: nobody is to read here what was invalidated here.
+                return;
+            }
             state.because = None;
             self.is_open.store(false, Ordering::Release);
             state.away_since.take()
@@ -124,18 +128,21 @@ impl Outage {
 
     /// Opens the breaker, if calls have waited for nothing: from here on they fail with `because` until the daemon is found.
     pub(crate) fn open(self: &Arc<Self>, settings: &Settings, because: &Error) {
-        {
+        let is_probed = {
             let mut state = self.state.lock();
             state.away_since.get_or_insert_with(Instant::now);
-            if state.is_probed {
+            state.because = Some(because.clone().of_unsent());
+            if self.is_open.swap(true, Ordering::AcqRel) {
                 return;
             }
-            state.is_probed = true;
-            state.because = Some(because.clone().of_unsent());
-            self.is_open.store(true, Ordering::Release);
-        }
+            // It may be probed still: a call that found the daemon closes the breaker before the probe does.
+            std::mem::replace(&mut state.is_probed, true)
+        };
         tracing::warn!(%because, "the daemon is away: calls fail at once until it is back");
         settings.observer.observe(&Event::OutageBegan { because });
+        if is_probed {
+            return;
+        }
         let (outage, settings) = (Arc::downgrade(self), settings.clone());
         let probe = move || probe(&outage, &settings);
         if std::thread::Builder::new().name("kvd-probe".to_owned()).spawn(probe).is_err() {
@@ -162,7 +169,7 @@ fn probe(outage: &Weak<Outage>, settings: &Settings) {
         outage.over(settings);
         // Under the lock: whoever keeps something after this looks for the daemon himself.
         let mut state = outage.state.lock();
-        if outage.undelivered.is_empty() {
+        if outage.undelivered.is_empty() && !outage.is_open() {
             state.is_probed = false;
             return;
         }
@@ -197,6 +204,28 @@ mod tests {
         assert!(matches!(outage.admit(), Err(Error::Unreachable { .. })));
         outage.over(&settings);
         assert!(outage.admit().is_ok());
+    }
+
+    /// The breaker used to stay closed then, and with a daemon that is stopped each call waited its whole time.
+    #[test]
+    fn a_daemon_that_goes_away_again_while_it_is_still_looked_for_opens_the_breaker_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Builder::<()>::new().socket(dir.path().join("kvd.sock")).settings;
+        let outage = Arc::new(Outage::default());
+        outage.open(&settings, &nobody());
+        outage.over(&settings);
+        outage.open(&settings, &nobody());
+        assert!(outage.admit().is_err());
+    }
+
+    #[test]
+    fn a_call_that_finds_the_daemon_does_not_let_others_through_before_the_invalidations() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Builder::<()>::new().socket(dir.path().join("kvd.sock")).settings;
+        let outage = Arc::new(Outage::default());
+        outage.deliver_later(b"frame", Some("c"), &settings, &nobody());
+        outage.over(&settings);
+        assert!(outage.admit().is_err());
     }
 
     #[test]

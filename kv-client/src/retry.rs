@@ -91,6 +91,13 @@ impl Attempts {
         self.op_timeout
     }
 
+    /// Whether a connection that was not made proves nothing about the daemon, because the caller had less time than others have.
+    pub(crate) fn is_too_brief_for(&self, settings: &Settings, error: &Error) -> bool {
+        let is_late = |kind| matches!(kind, std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock);
+        self.op_timeout < settings.op_timeout
+            && matches!(error, Error::Unreachable { tried } if tried.iter().any(|place| is_late(place.reason.kind())))
+    }
+
     /// The connection failed with the request under way: the pause before it is sent again, or the error.
     pub(crate) fn lost(&mut self, failure: Failure) -> Result<Duration> {
         let error = match failure {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kv_proto::Version;
 use kv_proto::wire::{Effect, Response, Scope};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout_at};
 
 use super::admin::Admin;
@@ -485,16 +485,31 @@ impl Client {
         attempts: &mut Attempts,
         turns: Turns,
     ) -> Result<(Way, T)> {
-        let Shared { settings, lanes, .. } = &*self.shared;
-        let lanes = lanes.here();
+        let turn = self.turn(turns, attempts).await?;
+        self.set_out_in(call, attempts, turn).await
+    }
+
+    /// Waits for the right to have one more connection.
+    pub(super) async fn turn(&self, turns: Turns, attempts: &Attempts) -> Result<OwnedSemaphorePermit> {
+        let lanes = self.here();
         lanes.outage.admit()?;
         let turns = Arc::clone(match turns {
             Turns::Waits => &lanes.waits,
             Turns::Loads => &lanes.loads,
         });
         let turn = timeout_at(attempts.deadline().into(), turns.acquire_owned()).await;
-        let turn =
-            turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed");
+        Ok(turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed"))
+    }
+
+    pub(super) async fn set_out_in<T>(
+        &self,
+        call: &Call<T>,
+        attempts: &mut Attempts,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<(Way, T)> {
+        let Shared { settings, lanes, .. } = &*self.shared;
+        let lanes = lanes.here();
+        lanes.outage.admit()?;
         loop {
             let idle = lanes.idle.lock().pop();
             let pooled = idle.is_some();
@@ -529,9 +544,7 @@ impl Client {
 
     /// Takes back a way on which nothing is open.
     pub(super) fn give_back(&self, way: Way) {
-        if let Some(link) = way.into_link() {
-            self.here().give_back(link, &self.shared.settings);
-        }
+        self.here().give_back(way.into_link(), &self.shared.settings);
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -661,6 +674,9 @@ impl Lanes {
     }
 
     fn give_back(&self, link: Link, settings: &Settings) {
+        if !link.is_sound() {
+            return;
+        }
         let mut idle = self.idle.lock();
         if idle.len() < settings.idle_connections_max {
             idle.push(link);
@@ -710,6 +726,9 @@ pub(super) async fn connect(
             Ok(link) => {
                 outage.over(settings);
                 return Ok(link);
+            }
+            Err(error) if attempts.is_too_brief_for(settings, &error) => {
+                return Err(attempts.timed_out(false));
             }
             Err(error) => {
                 let pause = attempts.not_connected(error, outage).inspect_err(|error| {

@@ -25,6 +25,8 @@ pub(crate) struct Link {
     pub(super) stream: UnixStream,
     pub(super) inbox: Inbox,
     pub(super) terms: Terms,
+    /// An exchange is under way, was dropped, or failed: what is read next would be the answer to something else.
+    owes: bool,
 }
 
 /// Why there is no answer.
@@ -64,7 +66,7 @@ impl Link {
         places::check_path(path).map_err(Refusal::Nobody)?;
         let stream = UnixStream::connect(path).await.map_err(Refusal::Nobody)?;
         let terms = Terms { value_bytes_max: 0, frame_bytes_max: 0 };
-        let mut link = Link { stream, inbox: Inbox::new(), terms };
+        let mut link = Link { stream, inbox: Inbox::new(), terms, owes: false };
         // A daemon that turns us away by our credentials closes before it reads; its reason, if any, is still to be had.
         let said = write_all(&link.stream, &frames::hello(name), &mut 0).await;
         let frame = match read_frame(&link.stream, &mut link.inbox).await {
@@ -90,8 +92,12 @@ impl Link {
             let message = "the daemon sent something nobody asked for".to_owned();
             return Err(Failure::NotSent(Error::Protocol { message, maybe_applied: false, source: None }));
         }
+        if self.owes {
+            return Err(Failure::NotSent(Error::lost(false, io::ErrorKind::NotConnected)));
+        }
         let deadline = attempts.deadline().into();
         let mut written = 0;
+        self.owes = true;
         match timeout_at(deadline, write_all(&self.stream, &sending.frame, &mut written)).await {
             Ok(Ok(())) => {}
             // The daemon executes whole frames only.
@@ -99,7 +105,10 @@ impl Link {
             Err(_elapsed) => return Err(Failure::NotSent(attempts.timed_out(false))),
         }
         match timeout_at(deadline, read_frame(&self.stream, &mut self.inbox)).await {
-            Ok(Ok(frame)) => Ok(frame),
+            Ok(Ok(frame)) => {
+                self.owes = false;
+                Ok(frame)
+            }
             Ok(Err(broken)) => Err(Failure::Sent(broken.error(true))),
             Err(_elapsed) => Err(Failure::Sent(attempts.timed_out(true))),
         }
@@ -117,9 +126,17 @@ impl Link {
             match attempts.answered(self.inbox.frame(frame), &mut read) {
                 Step::Done(answer) => return Ok(answer),
                 Step::Again(pause) => sleep(pause).await,
-                Step::Broken(error) => return Err(Failure::Sent(error)),
+                Step::Broken(error) => {
+                    self.owes = true;
+                    return Err(Failure::Sent(error));
+                }
             }
         }
+    }
+
+    /// Whether the next exchange gets its own answer.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.owes
     }
 }
 

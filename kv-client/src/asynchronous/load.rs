@@ -10,21 +10,26 @@ use std::time::{Duration, Instant};
 
 use kv_proto::Version;
 use kv_proto::limits::LEASE_WAIT_MAX;
+use kv_proto::wire::ErrorKind;
 use tokio::sync::watch;
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
 
 use super::cache::Cache;
-use super::client::{Client, Turns};
+use super::client::Turns;
 use super::way::Way;
+use crate::answers::Entry;
 use crate::codec::{Codec, Decoded};
 use crate::error::{Error, Result};
 use crate::limits::OVERTAKEN_MAX;
 use crate::load::chain::{Chain, InChain};
-use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, conclude, loader_failed};
+use crate::load::course::{
+    Landing, Loaded, Patience, Progress, Served, Turn, conclude, decode, loader_failed, loader_vanished,
+    not_stored,
+};
 use crate::load::entry::LoadOptions;
 use crate::load::flights::Boarded;
-use crate::load::glance::{Glance, Looker};
+use crate::load::glance::{Glance, Looker, is_near_its_end};
 use crate::load::{EntryBuilder, Fill, OnBusy};
 use crate::observe::{Event, Source};
 use crate::ops::{self, Filling, Loan, Terms};
@@ -77,8 +82,7 @@ impl Flight {
 
 /// Whoever leads a flight, and owes those who wait an end: also when its loader panics, or its runtime ends.
 struct Lead {
-    client: Client,
-    seat: u64,
+    cache: Cache,
     key: Vec<u8>,
     flight: Arc<Flight>,
 }
@@ -86,9 +90,9 @@ struct Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         if !self.flight.is_landed() {
-            self.flight.land(Landing::Failed(Error::invalid("the loader that was waited for did not end")));
+            self.flight.land(Landing::Failed(loader_vanished(self.cache.name(), &self.key)));
         }
-        self.client.here().flights.land(self.seat, &self.key, &self.flight);
+        self.cache.client.here().flights.land(self.cache.seat.id(), &self.key, &self.flight);
     }
 }
 
@@ -110,7 +114,7 @@ impl Course {
         if !self.chain.is_empty() && !client.has_turn_for_load() {
             return self.fly_alone(false, run).await;
         }
-        let (mut way, mut loan) = match self.ask(self.except).await {
+        let (mut way, mut loan) = match self.ask(self.except, self.wait).await {
             Ok(asked) => asked,
             Err(error) if error.is_outage() => return self.fly_alone(true, run).await,
             Err(error) => return Landing::Failed(error),
@@ -121,8 +125,9 @@ impl Course {
             && !takes(&entry.value)
         {
             client.give_back(way);
-            (way, loan) = match self.ask(Some(entry.version)).await {
+            (way, loan) = match self.ask(Some(entry.version), self.wait).await {
                 Ok(asked) => asked,
+                Err(error) if error.is_outage() => return self.fly_alone(true, run).await,
                 Err(error) => return Landing::Failed(error),
             };
         }
@@ -131,23 +136,19 @@ impl Course {
                 client.give_back(way);
                 if entry.is_stale() {
                     client.here().flights.is_elsewhere(seat.id(), &self.key);
+                } else if self.chain.is_empty()
+                    && is_near_its_end(self.options.refresh_ahead, entry.age, entry.left())
+                {
+                    return self.fly_ahead(flight, entry, run).await;
                 }
                 Landing::Value(Served::of_entry(entry, Source::Socket))
             }
             Loan::Leased { lease, stale } => {
+                // Of another schema, say: it is not served to anybody.
+                let stale = stale.filter(|entry| takes(&entry.value));
                 let stale = stale.map(|entry| Served::of_entry(entry, Source::Socket));
-                if let Some(stale) = &stale {
-                    flight.show_stale(stale);
-                }
-                match run(stale.as_ref().map(|stale| Arc::clone(&stale.bytes)), lease).await {
-                    Ok(loaded) => self.cache.store(way, lease, &loaded).await,
-                    Err(error) => {
-                        let throttle = if stale.is_some() { self.options.throttle } else { Duration::ZERO };
-                        self.cache.abandon(&mut way, &[lease], throttle).await;
-                        client.give_back(way);
-                        stale.map_or(Landing::Failed(error), Landing::Value)
-                    }
-                }
+                let bytes = stale.as_ref().map(|stale| Arc::clone(&stale.bytes));
+                self.fly_with(way, lease, flight, stale, |lease| run(bytes, lease)).await
             }
             Loan::Busy if self.options.on_busy == OnBusy::Fail => {
                 client.give_back(way);
@@ -160,8 +161,48 @@ impl Course {
         }
     }
 
-    async fn ask(&self, except: Option<Version>) -> Result<(Way, Loan)> {
-        let terms = Terms { wait: self.wait, safe: self.options.lease };
+    /// With a lease. `meanwhile` is served while it loads, and when it fails.
+    async fn fly_with(
+        &self,
+        mut way: Way,
+        lease: u64,
+        flight: &Flight,
+        meanwhile: Option<Served>,
+        run: impl FnOnce(u64) -> Running,
+    ) -> Landing {
+        if let Some(meanwhile) = &meanwhile {
+            flight.show_stale(meanwhile);
+        }
+        match run(lease).await {
+            Ok(loaded) => self.cache.store(way, lease, &loaded).await,
+            Err(error) => {
+                let throttle = if meanwhile.is_some() { self.options.throttle } else { Duration::ZERO };
+                self.cache.abandon(&mut way, &[lease], throttle).await;
+                self.cache.client.give_back(way);
+                meanwhile.map_or(Landing::Failed(error), Landing::Value)
+            }
+        }
+    }
+
+    /// The daemon has it, but not for long: it is reloaded, if nobody else does.
+    async fn fly_ahead(&self, flight: &Flight, entry: Entry, run: Run) -> Landing {
+        let asked = self.ask(Some(entry.version), Duration::ZERO).await;
+        let there = Served::of_entry(entry, Source::Socket);
+        match asked {
+            Ok((way, Loan::Leased { lease, .. })) => {
+                self.cache.seat.loads().refresh();
+                self.fly_with(way, lease, flight, Some(there), |lease| run(None, lease)).await
+            }
+            Ok((way, Loan::Hit(_) | Loan::Busy | Loan::Alone)) => {
+                self.cache.client.give_back(way);
+                Landing::Value(there)
+            }
+            Err(_) => Landing::Value(there),
+        }
+    }
+
+    async fn ask(&self, except: Option<Version>, wait: Duration) -> Result<(Way, Loan)> {
+        let terms = Terms { wait, safe: self.options.lease };
         let (way, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain).await?;
         match loans.pop() {
             Some(loan) if loans.is_empty() => Ok((way, loan)),
@@ -200,9 +241,11 @@ impl Cache {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
         let settings = self.client.settings();
         let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 10);
-        let answers = self.client.here().outage.answers();
         let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
-        let set_out = self.client.set_out(&call, &mut attempts, Turns::Loads).await;
+        // Waiting for one's turn says nothing about the daemon.
+        let turn = self.client.turn(Turns::Loads, &attempts).await?;
+        let answers = self.client.here().outage.answers();
+        let set_out = self.client.set_out_in(&call, &mut attempts, turn).await;
         match &set_out {
             Ok(_) => self.client.attach_if_wanted(&self.seat),
             // The daemon answers before the wait is over, whatever others do.
@@ -231,7 +274,7 @@ impl Cache {
             }
             // The value is there all the same; closing the connection gives the lease back.
             Err(error) => {
-                tracing::warn!(cache = self.name(), %error, "what was loaded could not be stored");
+                not_stored(&self.seat, self.client.settings(), &error);
                 Landing::Value(served)
             }
         }
@@ -447,7 +490,12 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         E: Into<AnyError> + 'static,
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        let except = self.cache.describe(&self.key).await?.map(|entry| entry.version);
+        let seen = match self.cache.describe(&self.key).await {
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => None,
+            seen => seen?,
+        };
+        let except = seen.map(|entry| entry.version);
         let glance = Glance::Load { stale: None, except };
         there(self.resolve(false, glance, |fill| some(loader(fill))).await?)
     }
@@ -554,12 +602,7 @@ impl<T: 'static> Load<'_, T> {
 
     /// Leads a load of the key, or finds whom to wait for. Who is in the middle of something waits in the daemon alone.
     fn board(&self) -> Result<Lead, Arc<Flight>> {
-        let lead = |flight| Lead {
-            client: self.cache.client.clone(),
-            seat: self.cache.seat.id(),
-            key: self.key.to_vec(),
-            flight,
-        };
+        let lead = |flight| Lead { cache: self.cache.clone(), key: self.key.to_vec(), flight };
         if !self.chain.is_empty() {
             return Ok(lead(Arc::default()));
         }
@@ -580,8 +623,8 @@ impl<T: 'static> Load<'_, T> {
             chain: self.chain.clone(),
             wait,
         };
-        let (codec, takes_negatives) = (self.codec, self.takes_negatives);
-        let takes = move |bytes: &[u8]| match codec.decode(bytes) {
+        let (codec, takes_negatives, cache) = (self.codec, self.takes_negatives, self.cache.clone());
+        let takes = move |bytes: &[u8]| match decode(codec, bytes, &cache.seat, cache.client.settings()) {
             Some(Decoded::Value(_)) => true,
             Some(Decoded::Negative) => takes_negatives,
             None => false,
@@ -620,6 +663,12 @@ impl<T: 'static> Load<'_, T> {
         run: Run,
     ) -> Result<Option<Option<T>>> {
         let (here, wait) = (self.cache.client.here(), self.wait());
+        let until = Instant::now() + wait;
+        let left = || until.saturating_duration_since(Instant::now());
+        let gave_up = |leads: bool| {
+            let waited = self.options.hard_timeout.filter(|hard| leads || *hard < wait).unwrap_or(wait);
+            Error::Timeout { waited, maybe_applied: false }
+        };
         let mut run = Some(run);
         let mut overtaken = 0;
         loop {
@@ -644,13 +693,13 @@ impl<T: 'static> Load<'_, T> {
                     self.set_off(
                         lead,
                         except,
-                        wait,
+                        left(),
                         run.take().expect("who has led does not come back here"),
                     );
                     (true, flight)
                 }
             };
-            match flight.wait(&Patience::new(leads, stale.take(), self.options, wait)).await {
+            match flight.wait(&Patience::new(leads, stale.take(), self.options, left())).await {
                 Turn::Take(served) => match self.serve(&served) {
                     // Of another schema, or "there is none": once more, without it.
                     None if !leads && except.is_none() => except = served.version,
@@ -669,9 +718,7 @@ impl<T: 'static> Load<'_, T> {
                 Turn::Fail(error) => return Err(error),
                 Turn::GiveUp | Turn::Wait(_) => {
                     let own = run.take().filter(|_| !leads && self.options.on_busy == OnBusy::Load);
-                    let Some(run) = own else {
-                        return Err(Error::Timeout { waited: wait, maybe_applied: false });
-                    };
+                    let Some(run) = own else { return Err(gave_up(leads)) };
                     return self.load_for_itself(except, run).await;
                 }
             }
@@ -681,13 +728,15 @@ impl<T: 'static> Load<'_, T> {
     /// After a wait in vain: it loads for itself, unless the lease is free by now.
     async fn load_for_itself(&self, except: Option<Version>, run: Run) -> Result<Option<Option<T>>> {
         let flight = Arc::<Flight>::default();
-        let (client, seat) = (self.cache.client.clone(), self.cache.seat.id());
-        let lead = Lead { client, seat, key: self.key.to_vec(), flight: Arc::clone(&flight) };
+        let lead = Lead { cache: self.cache.clone(), key: self.key.to_vec(), flight: Arc::clone(&flight) };
         self.set_off(lead, except, Duration::ZERO, run);
         match flight.wait(&Patience::new(true, None, self.options, Duration::ZERO)).await {
             Turn::Take(served) | Turn::LookAgain(served) => Ok(self.serve(&served)),
             Turn::Fail(error) => Err(error),
-            Turn::GiveUp | Turn::Wait(_) => Err(Error::Timeout { waited: self.wait(), maybe_applied: false }),
+            Turn::GiveUp | Turn::Wait(_) => {
+                let waited = self.options.hard_timeout.unwrap_or_else(|| self.wait());
+                Err(Error::Timeout { waited, maybe_applied: false })
+            }
         }
     }
 }

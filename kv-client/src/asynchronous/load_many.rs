@@ -7,19 +7,21 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use kv_proto::limits::{COMMIT_BYTES_MAX, GET_MANY_KEYS_MAX};
+use kv_proto::wire::ErrorKind;
 
 use super::cache::Cache;
 use super::way::Way;
 use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::load::chain::{Chain, InChain};
-use crate::load::course::{Loaded, Served, loader_failed};
+use crate::load::course::{Loaded, Served, loader_failed, not_stored};
 use crate::load::entry::LoadOptions;
 use crate::load::missing::Many;
 use crate::load::{EntryBuilder, Missing};
 use crate::observe::{Event, Source};
 use crate::ops::{self, Filling, Loan, Terms};
 use crate::options::PutOptions;
+use crate::transact::lock_wait;
 use crate::typed::Typed;
 
 /// What loaders may fail with.
@@ -125,7 +127,12 @@ type Own = Vec<(usize, u64)>;
 impl<T> LoadMany<'_, T> {
     /// What is there, of one moment.
     async fn read(&mut self) -> Result<()> {
-        let values = self.cache.get_many(&self.many.keys).await?;
+        let values = match self.cache.get_many(&self.many.keys).await {
+            Ok(values) => values,
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => return Ok(()),
+            Err(error) => return Err(error),
+        };
         let looker = self.cache.looker(self.codec, true);
         for (at, bytes) in values.iter().enumerate() {
             let Some(bytes) = bytes else { continue };
@@ -168,8 +175,10 @@ impl<T> LoadMany<'_, T> {
         self.run(&mut road, &own, &stale, loader).await?;
         // Now that it holds nothing, it waits for what others load.
         own.clear();
+        let wait = lock_wait(self.cache.client.op_timeout());
+        let until = Instant::now() + self.options.wait.unwrap_or(wait).min(wait);
         for at in busy.drain(..) {
-            if let Some(lease) = self.wait_for(&mut road, at, &own).await? {
+            if let Some(lease) = self.wait_for(&mut road, at, &own, until).await? {
                 own.push((at, lease));
             }
         }
@@ -226,18 +235,25 @@ impl<T> LoadMany<'_, T> {
     }
 
     /// Waits for somebody else's load of a key; the lease if it came to nothing, 0: it has to be loaded without.
-    async fn wait_for(&mut self, road: &mut Way, at: usize, own: &Own) -> Result<Option<u64>> {
-        let wait =
-            self.options.wait.unwrap_or_else(|| crate::transact::lock_wait(self.cache.client.op_timeout()));
-        let terms = Terms {
-            wait: wait.min(crate::transact::lock_wait(self.cache.client.op_timeout())),
-            safe: self.options.lease,
-        };
+    async fn wait_for(
+        &mut self,
+        road: &mut Way,
+        at: usize,
+        own: &Own,
+        until: Instant,
+    ) -> Result<Option<u64>> {
+        let wait = until.saturating_duration_since(Instant::now());
+        let terms = Terms { wait, safe: self.options.lease };
         let holds: Vec<u64> =
             self.chain.holds().into_iter().chain(own.iter().map(|own| own.1).filter(|n| *n > 0)).collect();
         let call =
             ops::lease(self.cache.name(), &[(&self.many.keys[at], self.many.except[at])], terms, &holds)?;
-        match self.cache.on(road, &call).await?.pop() {
+        let loans = match self.cache.on(road, &call).await {
+            Ok(loans) => loans,
+            Err(error) if error.is_outage() => return Ok(Some(0)),
+            Err(error) => return Err(error),
+        };
+        match loans.into_iter().next() {
             Some(Loan::Hit(entry)) => {
                 self.cache.seat.loads().coalesced();
                 let is_served = self.serve(at, &Served::of_entry(entry, Source::Socket));
@@ -327,10 +343,17 @@ impl<T> LoadMany<'_, T> {
                         self.cache.client.settings().observer.observe(&event);
                     }
                 }
+                // Nothing of it was stored. One that cannot be must not take the others along.
+                Err(error) if some.len() > 1 && !error.is_outage() => {
+                    for one in some {
+                        Box::pin(self.fill(road, std::slice::from_ref(one))).await;
+                    }
+                }
                 Err(error) => {
-                    tracing::warn!(cache = self.cache.name(), %error, "what was loaded could not be stored");
-                    // A request that was refused leaves them where they are.
-                    let leases: Vec<u64> = owned.iter().map(|(lease, ..)| *lease).collect();
+                    let leases: Vec<u64> = some.iter().map(|(lease, _)| *lease).collect();
+                    for _ in &leases {
+                        not_stored(&self.cache.seat, self.cache.client.settings(), &error);
+                    }
                     self.cache.abandon(road, &leases, Duration::ZERO).await;
                 }
             }

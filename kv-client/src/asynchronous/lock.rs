@@ -10,7 +10,7 @@ use kv_proto::limits::LEASE_WAIT_MAX;
 use super::client::{Client, Turns};
 use super::way::Way;
 use crate::error::{Error, Result};
-use crate::load::chain::{Chain, InChain};
+use crate::load::chain::{Chain, Held, InChain};
 use crate::ops::{self, Call, Terms};
 use crate::retry::Failure;
 use crate::transact::lock_wait;
@@ -124,7 +124,7 @@ impl LockGuard {
     /// # }
     /// ```
     pub async fn hold<T>(&self, work: impl Future<Output = T>) -> T {
-        InChain::new(Chain::current().locking(self.fence), work).await
+        InChain::new(Chain::current().locking(self.fence, &Held::begin()), work).await
     }
 
     /// Keeps it for another `duration`, as it was locked with, from now.

@@ -16,6 +16,8 @@ pub struct Watch {
     cache: Option<Box<str>>,
     prefix: Vec<u8>,
     way: Option<Way>,
+    /// Whose `way` is.
+    process: u32,
     /// Came with others, and was not handed out yet.
     ahead: VecDeque<Change>,
 }
@@ -45,6 +47,7 @@ impl Client {
             cache: cache.map(Into::into),
             prefix: prefix.as_ref().to_vec(),
             way: None,
+            process: std::process::id(),
             ahead: VecDeque::new(),
         };
         watch.begin().await?;
@@ -57,7 +60,7 @@ impl Watch {
         let call = ops::watch(self.cache.as_deref(), &self.prefix)?;
         let mut attempts = self.client.attempts(call.sending.repeat);
         let (way, ()) = self.client.set_out(&call, &mut attempts, Turns::Waits).await?;
-        self.way = Some(way);
+        (self.way, self.process) = (Some(way), std::process::id());
         Ok(())
     }
 
@@ -71,6 +74,7 @@ impl Watch {
             if let Some(change) = self.ahead.pop_front() {
                 return Ok(change);
             }
+            self.leave_inherited();
             let Some(way) = &mut self.way else {
                 self.begin().await?;
                 return Ok(Change::Missed { at_least: 0 });
@@ -90,6 +94,22 @@ impl Watch {
                 }
             }
         }
+    }
+}
+
+impl Watch {
+    /// What a child inherited is its parent's: it is forgotten, because dropping it would take it off the epoll instance that
+    /// both share.
+    fn leave_inherited(&mut self) {
+        if self.process != std::process::id() {
+            std::mem::forget(self.way.take());
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.leave_inherited();
     }
 }
 

@@ -425,7 +425,7 @@ impl Client {
     pub(super) fn set_out<T>(&self, call: &Call<T>, attempts: &mut Attempts) -> Result<(Road, T)> {
         let Shared { settings, pool, direct, .. } = &*self.shared;
         if let Some(engine) = direct {
-            let mut road = Road::direct(engine.session());
+            let mut road = Road::Direct(engine.session());
             let answer = road.exchange(call, attempts).map_err(Failure::into_error)?;
             return Ok((road, answer?));
         }
@@ -436,7 +436,7 @@ impl Client {
                 Some(connection) => (connection, true),
                 None => (pool.connect(settings, attempts)?, false),
             };
-            let mut road = Road::by_socket(connection);
+            let mut road = Road::Socket(connection);
             match road.exchange(call, attempts) {
                 Ok(answer) => {
                     pool.outage.answered();
@@ -596,6 +596,9 @@ impl Pool {
                     self.outage.over(settings);
                     return Ok(connection);
                 }
+                Err(error) if attempts.is_too_brief_for(settings, &error) => {
+                    return Err(attempts.timed_out(false));
+                }
                 Err(error) => {
                     let pause = attempts.not_connected(error, &self.outage).inspect_err(|error| {
                         if matches!(error, Error::Unreachable { .. }) && self.outage.was_there() {
@@ -609,6 +612,9 @@ impl Pool {
     }
 
     fn give_back(&self, connection: Connection, settings: &Settings) {
+        if !connection.is_sound() {
+            return;
+        }
         let mut idle = self.idle.lock();
         if idle.len() < settings.idle_connections_max {
             idle.push(connection);

@@ -31,6 +31,10 @@ pub(crate) struct Connection {
     terms: Terms,
     /// What the socket's timeouts are set to, so that a call that begins anew needs no system call to set them.
     timeout: Duration,
+    /// A request is under way, or its answer never came: what is read next would be the answer to something else.
+    owes: bool,
+    /// Whose it is: what a child inherited is its parent's.
+    process: u32,
 }
 
 impl Connection {
@@ -52,7 +56,14 @@ impl Connection {
     fn open_at(path: &Path, name: &str, deadline: Instant) -> Result<Connection, Refusal> {
         let stream = dial(path, deadline)?;
         let terms = Terms { value_bytes_max: 0, frame_bytes_max: 0 };
-        let mut connection = Connection { stream, inbox: Inbox::new(), terms, timeout: Duration::ZERO };
+        let mut connection = Connection {
+            stream,
+            inbox: Inbox::new(),
+            terms,
+            timeout: Duration::ZERO,
+            owes: false,
+            process: std::process::id(),
+        };
         connection.wait_until(deadline)?;
         let hello = frames::hello(name);
         // A daemon that turns us away by our credentials closes before it reads; its reason, if any, is still to be had.
@@ -79,11 +90,15 @@ impl Connection {
         attempts: &Attempts,
     ) -> Result<Range<usize>, Failure> {
         fits(sending, self.terms).map_err(Failure::NotSent)?;
+        if !self.is_sound() {
+            return Err(Failure::NotSent(Error::lost(false, io::ErrorKind::NotConnected)));
+        }
         if !self.inbox.is_empty() {
             let message = "the daemon sent something nobody asked for".to_owned();
             return Err(Failure::NotSent(Error::Protocol { message, maybe_applied: false, source: None }));
         }
         let deadline = attempts.deadline();
+        self.owes = true;
         self.begin(deadline, attempts.op_timeout())
             .map_err(|error| Failure::NotSent(lost(error, false, attempts)))?;
         let both;
@@ -104,10 +119,21 @@ impl Connection {
             // Its answer says nothing.
             frame = self.read_frame(deadline);
         }
+        self.owes = frame.is_err();
         frame.map_err(|broken| match broken {
             Broken::Io(error) => Failure::Sent(lost(error, true, attempts)),
             Broken::Frame(cause) => Failure::Sent(frames::not_ours(cause, true)),
         })
+    }
+
+    /// Whether the next exchange gets its own answer. One that failed half-way does not, nor does a child on its parent's stream.
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.owes && self.process == std::process::id()
+    }
+
+    /// It said something that is no answer: it is not to be used again.
+    pub(crate) fn spoil(&mut self) {
+        self.owes = true;
     }
 
     /// As `exchange`, for an answer that descriptors come with. For a connection that serves this one request.
@@ -137,6 +163,9 @@ impl Connection {
     pub(crate) fn receive(&mut self, deadline: Instant) -> Result<Option<Range<usize>>> {
         let is_late =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        if !self.is_sound() {
+            return Err(Error::lost(false, io::ErrorKind::NotConnected));
+        }
         match self.wait_until(deadline).map_err(Broken::Io).and_then(|()| self.read_frame(deadline)) {
             Ok(frame) => Ok(Some(frame)),
             Err(Broken::Io(error)) if is_late(&error) => Ok(None),

@@ -10,18 +10,23 @@ use std::time::{Duration, Instant};
 
 use kv_proto::Version;
 use kv_proto::limits::LEASE_WAIT_MAX;
+use kv_proto::wire::ErrorKind;
 
 use super::cache::Cache;
 use super::client::Client;
 use super::road::Road;
+use crate::answers::Entry;
 use crate::codec::{Codec, Decoded};
 use crate::error::{Error, Result};
 use crate::limits::{DETACHED_LOADS_MAX, OVERTAKEN_MAX};
 use crate::load::chain::Chain;
-use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, conclude, loader_failed};
+use crate::load::course::{
+    Landing, Loaded, Patience, Progress, Served, Turn, conclude, decode, loader_failed, loader_vanished,
+    not_stored,
+};
 use crate::load::entry::LoadOptions;
 use crate::load::flights::Boarded;
-use crate::load::glance::{Glance, Looker};
+use crate::load::glance::{Glance, Looker, is_near_its_end};
 use crate::load::{EntryBuilder, Fill, OnBusy};
 use crate::lock::{Lock, Signal};
 use crate::observe::{Event, Source};
@@ -68,8 +73,7 @@ impl Flight {
 
 /// Whoever leads a flight, and owes those who wait an end: also when its loader panics, or never runs.
 struct Lead {
-    client: Client,
-    seat: u64,
+    cache: Cache,
     key: Vec<u8>,
     flight: Arc<Flight>,
 }
@@ -77,9 +81,9 @@ struct Lead {
 impl Drop for Lead {
     fn drop(&mut self) {
         if !self.flight.is_landed() {
-            self.flight.land(Landing::Failed(Error::invalid("the loader that was waited for did not end")));
+            self.flight.land(Landing::Failed(loader_vanished(self.cache.name(), &self.key)));
         }
-        self.client.here().flights.land(self.seat, &self.key, &self.flight);
+        self.cache.client.here().flights.land(self.cache.seat.id(), &self.key, &self.flight);
     }
 }
 
@@ -104,7 +108,7 @@ impl Course {
         run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
     ) -> Landing {
         let (here, seat) = (self.cache.client.here(), &self.cache.seat);
-        let (mut road, mut loan) = match self.ask(self.except) {
+        let (mut road, mut loan) = match self.ask(self.except, self.wait) {
             Ok(asked) => asked,
             Err(error) if error.is_outage() => return self.fly_alone(true, run),
             Err(error) => return Landing::Failed(error),
@@ -115,8 +119,9 @@ impl Course {
             && !takes(&entry.value)
         {
             self.cache.client.give_back(road);
-            (road, loan) = match self.ask(Some(entry.version)) {
+            (road, loan) = match self.ask(Some(entry.version), self.wait) {
                 Ok(asked) => asked,
+                Err(error) if error.is_outage() => return self.fly_alone(true, run),
                 Err(error) => return Landing::Failed(error),
             };
         }
@@ -125,23 +130,19 @@ impl Course {
                 self.cache.client.give_back(road);
                 if entry.is_stale() {
                     here.flights.is_elsewhere(seat.id(), &self.key);
+                } else if self.chain.is_empty()
+                    && is_near_its_end(self.options.refresh_ahead, entry.age, entry.left())
+                {
+                    return self.fly_ahead(flight, entry, run);
                 }
                 Landing::Value(Served::of_entry(entry, Source::Socket))
             }
             Loan::Leased { lease, stale } => {
+                // Of another schema, say: it is not served to anybody.
+                let stale = stale.filter(|entry| takes(&entry.value));
                 let stale = stale.map(|entry| Served::of_entry(entry, Source::Socket));
-                if let (Some(flight), Some(stale)) = (flight, &stale) {
-                    flight.show_stale(stale);
-                }
-                match run(stale.as_ref().map(|stale| Arc::clone(&stale.bytes)), lease) {
-                    Ok(loaded) => self.cache.store(road, lease, &loaded),
-                    Err(error) => {
-                        let throttle = if stale.is_some() { self.options.throttle } else { Duration::ZERO };
-                        self.cache.abandon(&mut road, &[lease], throttle);
-                        self.cache.client.give_back(road);
-                        stale.map_or(Landing::Failed(error), Landing::Value)
-                    }
-                }
+                let bytes = stale.as_ref().map(|stale| Arc::clone(&stale.bytes));
+                self.fly_with(road, lease, flight, stale, |lease| run(bytes, lease))
             }
             Loan::Busy if self.options.on_busy == OnBusy::Fail => {
                 self.cache.client.give_back(road);
@@ -154,8 +155,53 @@ impl Course {
         }
     }
 
-    fn ask(&self, except: Option<Version>) -> Result<(Road, Loan)> {
-        let terms = Terms { wait: self.wait, safe: self.options.lease };
+    /// With a lease. `meanwhile` is served while it loads, and when it fails.
+    fn fly_with(
+        &self,
+        mut road: Road,
+        lease: u64,
+        flight: Option<&Flight>,
+        meanwhile: Option<Served>,
+        run: impl FnOnce(u64) -> Result<Loaded>,
+    ) -> Landing {
+        if let (Some(flight), Some(meanwhile)) = (flight, &meanwhile) {
+            flight.show_stale(meanwhile);
+        }
+        match run(lease) {
+            Ok(loaded) => self.cache.store(road, lease, &loaded),
+            Err(error) => {
+                let throttle = if meanwhile.is_some() { self.options.throttle } else { Duration::ZERO };
+                self.cache.abandon(&mut road, &[lease], throttle);
+                self.cache.client.give_back(road);
+                meanwhile.map_or(Landing::Failed(error), Landing::Value)
+            }
+        }
+    }
+
+    /// The daemon has it, but not for long: it is reloaded, if nobody else does.
+    fn fly_ahead(
+        &self,
+        flight: Option<&Flight>,
+        entry: Entry,
+        run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
+    ) -> Landing {
+        let asked = self.ask(Some(entry.version), Duration::ZERO);
+        let there = Served::of_entry(entry, Source::Socket);
+        match asked {
+            Ok((road, Loan::Leased { lease, .. })) => {
+                self.cache.seat.loads().refresh();
+                self.fly_with(road, lease, flight, Some(there), |lease| run(None, lease))
+            }
+            Ok((road, Loan::Hit(_) | Loan::Busy | Loan::Alone)) => {
+                self.cache.client.give_back(road);
+                Landing::Value(there)
+            }
+            Err(_) => Landing::Value(there),
+        }
+    }
+
+    fn ask(&self, except: Option<Version>, wait: Duration) -> Result<(Road, Loan)> {
+        let terms = Terms { wait, safe: self.options.lease };
         let (road, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain)?;
         match loans.pop() {
             Some(loan) if loans.is_empty() => Ok((road, loan)),
@@ -226,7 +272,7 @@ impl Cache {
             }
             // The value is there all the same; closing the connection gives the lease back.
             Err(error) => {
-                tracing::warn!(cache = self.name(), %error, "what was loaded could not be stored");
+                not_stored(&self.seat, self.client.settings(), &error);
                 Landing::Value(served)
             }
         }
@@ -406,7 +452,12 @@ impl<T> EntryBuilder<Cache, T> {
     /// # Errors
     /// As [`Cache::get_or_load`].
     pub fn refresh<E: Into<AnyError>>(self, loader: impl FnOnce(&Fill<T>) -> Result<T, E>) -> Result<T> {
-        let except = self.cache.describe(&self.key)?.map(|entry| entry.version);
+        let seen = match self.cache.describe(&self.key) {
+            // What is loaded makes it.
+            Err(error) if error.kind() == ErrorKind::UnknownCache => None,
+            seen => seen?,
+        };
+        let except = seen.map(|entry| entry.version);
         there(self.resolve(false, Glance::Load { stale: None, except }, |fill| loader(fill).map(Some))?)
     }
 
@@ -528,6 +579,23 @@ where
     }
 }
 
+/// One of the loads in threads of their own, until it ends, however it does.
+struct Detached(Client);
+
+impl Detached {
+    /// `None`: there are as many as may be.
+    fn begin(client: &Client) -> Option<Detached> {
+        let begun = Detached(client.clone());
+        (client.here().detached.fetch_add(1, Ordering::Relaxed) < DETACHED_LOADS_MAX).then_some(begun)
+    }
+}
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        self.0.here().detached.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl<T> Load<'_, T> {
     fn looker(&self) -> Looker<'_, T> {
         self.cache.looker(self.codec, self.takes_negatives)
@@ -562,7 +630,7 @@ impl<T> Load<'_, T> {
 
     /// Whether stored bytes are a value to this caller.
     fn takes(&self, bytes: &[u8]) -> bool {
-        match self.codec.decode(bytes) {
+        match decode(self.codec, bytes, &self.cache.seat, self.cache.client.settings()) {
             Some(Decoded::Value(_)) => true,
             Some(Decoded::Negative) => self.takes_negatives,
             None => false,
@@ -595,15 +663,15 @@ impl<T> Load<'_, T> {
         let mut fly = Some(fly);
         self.go(glance, |course, lead| {
             let fly = fly.take().expect("a load is flown once");
-            let client = course.cache.client.clone();
-            let is_free = client.here().detached.fetch_add(1, Ordering::Relaxed) < DETACHED_LOADS_MAX;
+            let detached = Detached::begin(&course.cache.client);
+            let is_free = detached.is_some();
             let fly = move || {
+                let _detached = detached;
                 let _within = course.chain.clone().enter();
                 let landing = fly(course, lead.as_ref().map(|lead| &*lead.flight));
                 if let Some(lead) = &lead {
                     lead.flight.land(landing.clone());
                 }
-                client.here().detached.fetch_sub(1, Ordering::Relaxed);
                 landing
             };
             if !is_free {
@@ -674,8 +742,7 @@ impl<T> Load<'_, T> {
     }
 
     fn lead(&self, flight: Arc<Flight>) -> Lead {
-        let (client, seat) = (self.cache.client.clone(), self.cache.seat.id());
-        Lead { client, seat, key: self.key.to_vec(), flight }
+        Lead { cache: self.cache.clone(), key: self.key.to_vec(), flight }
     }
 
     /// Loads, or waits for who does: a value that the caller takes, or `None`.
@@ -687,7 +754,12 @@ impl<T> Load<'_, T> {
         set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
     ) -> Result<Option<Option<T>>> {
         let (here, wait) = (self.cache.client.here(), self.wait());
-        let gave_up = || Error::Timeout { waited: wait, maybe_applied: false };
+        let until = Instant::now() + wait;
+        let gave_up = |leads: bool| {
+            let waited = self.options.hard_timeout.filter(|hard| leads || *hard < wait).unwrap_or(wait);
+            Error::Timeout { waited, maybe_applied: false }
+        };
+        let left = || until.saturating_duration_since(Instant::now());
         let mut overtaken = 0;
         loop {
             if let Some(served) = stale.as_ref().filter(|_| self.under_way()) {
@@ -710,11 +782,11 @@ impl<T> Load<'_, T> {
                 }
                 Ok(lead) => {
                     let flight = Arc::clone(&lead.flight);
-                    set_off(self.course(except, chain, wait), Some(lead));
+                    set_off(self.course(except, chain, left()), Some(lead));
                     (true, flight)
                 }
             };
-            match flight.wait(&Patience::new(leads, stale.take(), self.options, wait)) {
+            match flight.wait(&Patience::new(leads, stale.take(), self.options, left())) {
                 Turn::Take(served) => match self.serve(&served) {
                     // Of another schema, or "there is none": once more, without it.
                     None if !leads && except.is_none() => except = served.version,
@@ -732,12 +804,12 @@ impl<T> Load<'_, T> {
                 }
                 Turn::Fail(error) => return Err(error),
                 Turn::GiveUp | Turn::Wait(_) if leads || self.options.on_busy == OnBusy::Fail => {
-                    return Err(gave_up());
+                    return Err(gave_up(leads));
                 }
                 // In vain: it loads for itself.
                 Turn::GiveUp | Turn::Wait(_) => {
                     return match set_off(self.course(except, chain, Duration::ZERO), None)
-                        .ok_or_else(gave_up)?
+                        .ok_or_else(|| gave_up(leads))?
                     {
                         Landing::Value(served) | Landing::Overtaken(served) => Ok(self.serve(&served)),
                         Landing::Failed(error) => Err(error),

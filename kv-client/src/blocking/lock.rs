@@ -11,7 +11,7 @@ use kv_proto::limits::LEASE_WAIT_MAX;
 use super::client::Client;
 use super::road::Road;
 use crate::error::{Error, Result};
-use crate::load::chain::Chain;
+use crate::load::chain::{Chain, Held};
 use crate::ops::{self, Call, Terms};
 use crate::retry::{Attempts, Failure};
 use crate::transact::lock_wait;
@@ -25,6 +25,8 @@ pub struct LockGuard {
     name: Box<str>,
     fence: u64,
     duration: Duration,
+    /// What this thread, or the one that locked, says of it to those it asks for others.
+    held: Held,
     process: u32,
 }
 
@@ -69,16 +71,10 @@ impl Client {
         let (road, locked) = self.set_out(&call, &mut attempts)?;
         Ok(match locked {
             Ok(fence) => {
-                chain.locking(fence).set();
-                let process = std::process::id();
-                Ok(LockGuard {
-                    client: self.clone(),
-                    road: Some(road),
-                    name: name.into(),
-                    fence,
-                    duration,
-                    process,
-                })
+                let (held, process) = (Held::begin(), std::process::id());
+                chain.locking(fence, &held).set();
+                let (client, road, name) = (self.clone(), Some(road), name.into());
+                Ok(LockGuard { client, road, name, fence, duration, held, process })
             }
             Err(holder) => {
                 self.give_back(road);
@@ -152,7 +148,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        Chain::current().unlocked(self.fence).set();
+        self.held.end();
         if self.road.is_some() && self.process == std::process::id() {
             // If it cannot be said, closing the connection says it.
             let _ = self.give_back();

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use kv_proto::limits::HOLDS_MAX;
@@ -23,9 +24,28 @@ pub(crate) struct Chain(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
-    within: Within,
+    within: Arc<Within>,
     before: Chain,
+    /// How many loads, this one included.
     depth: usize,
+}
+
+/// Whether a named lock is still held: its guard may be dropped in any order, and in another thread.
+#[derive(Debug, Clone)]
+pub(crate) struct Held(Arc<AtomicBool>);
+
+impl Held {
+    pub(crate) fn begin() -> Held {
+        Held(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub(crate) fn end(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -33,24 +53,36 @@ enum Within {
     /// The loader of some keys, each with the number of its lease; 0: it has none.
     Load { cache: Box<str>, keys: Vec<(Box<[u8]>, u64)> },
     /// A named lock.
-    Lock { fence: u64 },
+    Lock { fence: u64, held: Held },
     /// A transaction.
     Transaction { number: u64 },
+}
+
+impl Within {
+    /// What was given back is in nobody's way.
+    fn is_over(&self) -> bool {
+        matches!(self, Within::Lock { held, .. } if !held.is_so())
+    }
 }
 
 impl Chain {
     /// That of the code that runs now.
     pub(crate) fn current() -> Chain {
-        CURRENT.with_borrow(Clone::clone)
+        CURRENT.with_borrow_mut(|chain| {
+            while let Some(link) = chain.0.as_ref().filter(|link| link.within.is_over()) {
+                *chain = link.before.clone();
+            }
+            chain.clone()
+        })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_none()
+        self.links().all(|link| link.within.is_over())
     }
 
     /// Refuses to load a key that is being loaded further up, or one too far down.
     pub(crate) fn check(&self, cache: &str, key: &[u8]) -> Result<()> {
-        let is_it = |link: &Link| match &link.within {
+        let is_it = |link: &Link| match &*link.within {
             Within::Load { cache: its, keys } => **its == *cache && keys.iter().any(|(its, _)| **its == *key),
             Within::Lock { .. } | Within::Transaction { .. } => false,
         };
@@ -74,9 +106,10 @@ impl Chain {
     pub(crate) fn holds(&self) -> Vec<u64> {
         let mut numbers = Vec::new();
         for link in self.links() {
-            match &link.within {
+            match &*link.within {
                 Within::Load { keys, .. } => numbers.extend(keys.iter().map(|(_, lease)| *lease)),
-                Within::Lock { fence: number } | Within::Transaction { number } => numbers.push(*number),
+                Within::Lock { held, .. } if !held.is_so() => {}
+                Within::Lock { fence: number, .. } | Within::Transaction { number } => numbers.push(*number),
             }
         }
         numbers.retain(|number| *number != 0);
@@ -89,35 +122,28 @@ impl Chain {
         self.with(Within::Load { cache: cache.into(), keys })
     }
 
-    pub(crate) fn locking(self, fence: u64) -> Chain {
-        self.with(Within::Lock { fence })
+    /// Locks that were given back meanwhile leave the chain: whoever goes on from lock to lock keeps it as long as it is.
+    pub(crate) fn locking(self, fence: u64, held: &Held) -> Chain {
+        let held = Within::Lock { fence, held: held.clone() };
+        if !self.links().any(|link| link.within.is_over()) {
+            return self.with(held);
+        }
+        let living: Vec<Arc<Within>> =
+            self.links().filter(|link| !link.within.is_over()).map(|link| Arc::clone(&link.within)).collect();
+        living.into_iter().rev().fold(Chain(None), Chain::with_shared).with(held)
     }
 
     pub(crate) fn transacting(self, number: u64) -> Chain {
         self.with(Within::Transaction { number })
     }
 
-    /// Without the lock of this number.
-    pub(crate) fn unlocked(self, fence: u64) -> Chain {
-        match self.0 {
-            None => Chain(None),
-            Some(link) if matches!(link.within, Within::Lock { fence: held } if held == fence) => {
-                link.before.clone()
-            }
-            // Given back out of order: those above it stay.
-            Some(link) => {
-                let before = link.before.clone().unlocked(fence);
-                match Arc::try_unwrap(link) {
-                    Ok(Link { within, .. }) => before.with(within),
-                    // Somebody else has it too; a number that is gone by then is believed by nobody.
-                    Err(link) => Chain(Some(link)),
-                }
-            }
-        }
+    fn with(self, within: Within) -> Chain {
+        self.with_shared(Arc::new(within))
     }
 
-    fn with(self, within: Within) -> Chain {
-        let depth = self.0.as_ref().map_or(1, |link| link.depth + 1);
+    fn with_shared(self, within: Arc<Within>) -> Chain {
+        let is_load = matches!(*within, Within::Load { .. });
+        let depth = self.0.as_ref().map_or(0, |link| link.depth) + usize::from(is_load);
         Chain(Some(Arc::new(Link { within, before: self, depth })))
     }
 
@@ -195,15 +221,45 @@ mod tests {
         assert!(chain.check("c", b"one more").is_err());
     }
 
+    /// It used to stay for ever when another one was taken after it, or when it was given back by another thread: then
+    /// nothing in that thread was ever coalesced again, and after the sixteenth no load was made at all.
     #[test]
-    fn a_lock_leaves_the_chain_wherever_it_stands() {
-        let chain = Chain::default().locking(1).locking(2).locking(3);
-        assert_eq!(chain.unlocked(2).holds(), [3, 1]);
+    fn a_lock_leaves_the_chain_wherever_it_stands_and_whoever_gives_it_back() {
+        let held: Vec<Held> = (0..3).map(|_| Held::begin()).collect();
+        let outer = Chain::default().enter();
+        for (fence, held) in (1..).zip(&held) {
+            Chain::current().locking(fence, held).set();
+        }
+        held[1].end();
+        assert_eq!(Chain::current().holds(), [3, 1]);
+        std::thread::spawn({
+            let held = held.clone();
+            move || held.iter().for_each(Held::end)
+        })
+        .join()
+        .unwrap();
+        assert!(Chain::current().is_empty());
+        drop(outer);
+    }
+
+    #[test]
+    fn who_goes_on_from_lock_to_lock_keeps_a_short_chain_and_may_load() {
+        let outer = Chain::default().enter();
+        let mut before = Held::begin();
+        for fence in 1..1_000 {
+            let next = Held::begin();
+            Chain::current().locking(fence, &next).set();
+            before.end();
+            before = next;
+        }
+        assert!(Chain::current().links().count() <= 2);
+        assert!(Chain::current().check("c", b"k").is_ok());
+        drop(outer);
     }
 
     #[test]
     fn a_thread_gets_its_own_chain_back() {
-        let outer = Chain::default().locking(1).enter();
+        let outer = Chain::default().locking(1, &Held::begin()).enter();
         {
             let _inner = Chain::current().loading("c", [(&b"k"[..], 2)]).enter();
             assert_eq!(Chain::current().holds(), [2, 1]);

@@ -179,12 +179,25 @@ impl Patience {
         let now = Instant::now();
         let is_over = self.hard.is_some_and(|hard| now >= hard);
         match self.stale.as_ref().or(progress.stale.as_ref()) {
-            Some(stale) if now >= self.soft || is_over => Turn::Take(stale.clone()),
+            // What is shown while it is reloaded ahead of its end is as good as any.
+            Some(stale) if !stale.is_stale || now >= self.soft || is_over => Turn::Take(stale.clone()),
             Some(_) => Turn::Wait(Some(self.hard.map_or(self.soft, |hard| hard.min(self.soft)))),
             None if is_over => Turn::GiveUp,
             None => Turn::Wait(self.hard),
         }
     }
+}
+
+/// The error for those who waited for a loader that panicked, or whose runtime ended.
+pub(crate) fn loader_vanished(cache: &str, key: &[u8]) -> Error {
+    loader_failed(cache, key, Arc::from(Box::<dyn std::error::Error + Send + Sync>::from("it did not end")))
+}
+
+/// Says that what was loaded could not be stored. Its caller has it all the same.
+pub(crate) fn not_stored(seat: &Seat, settings: &Settings, because: &Error) {
+    tracing::warn!(cache = seat.name(), error = %because, "what was loaded could not be stored");
+    seat.loads().not_stored();
+    settings.observer.observe(&Event::NotStored { cache: seat.name(), because });
 }
 
 /// The error of a loader that failed.
@@ -231,12 +244,17 @@ mod tests {
     fn who_has_something_stale_waits_no_longer_than_the_soft_timeout() {
         let progress = Progress::default();
         let wait = Duration::from_secs(60);
+        let served = |text| Served { is_stale: true, ..served(text) };
         let at_once = Patience::new(true, Some(served("old")), &options(None, None), wait);
         assert!(matches!(at_once.turn(&progress), Turn::Take(_)));
         let later = Patience::new(true, Some(served("old")), &options(Some(60_000), None), wait);
         assert!(matches!(later.turn(&progress), Turn::Wait(Some(_))));
         let with_hard = Patience::new(true, Some(served("old")), &options(Some(60_000), Some(0)), wait);
         assert!(matches!(with_hard.turn(&progress), Turn::Take(_)), "the hard timeout holds always");
+        let ahead =
+            Progress { stale: Some(Served { is_stale: false, ..served("still good") }), landing: None };
+        let patient = Patience::new(true, None, &options(Some(60_000), None), wait);
+        assert!(matches!(patient.turn(&ahead), Turn::Take(_)), "nobody waits for a reload ahead of the end");
     }
 
     #[test]

@@ -79,6 +79,9 @@ impl LoadOptions {
 
     /// Options that make no sense, or not together, with both named.
     pub(crate) fn check(&self) -> Result<()> {
+        // What no daemon would take is said before anything is loaded, not when it cannot be stored.
+        crate::ops::check_put_options(&self.put)?;
+        self.negative_ttl.map_or(Ok(0), crate::options::life_ms)?;
         let refuse = |message: String| Err(Error::invalid(message));
         if let Some(fraction) = self.refresh_ahead {
             if !(fraction > 0.0 && fraction < 1.0) {
@@ -253,6 +256,16 @@ mod tests {
                 "hard_timeout 60s is longer than the lease",
             ),
             (LoadOptions { lease: Duration::ZERO, ..options() }, "a lease of 0"),
+            (LoadOptions::with_ttl(Some(ms(0))), "a time to live of 0"),
+            (LoadOptions { negative_ttl: Some(ms(0)), ..options() }, "a time to live of 0"),
+            (LoadOptions { put: crate::PutOptions::new().jitter(5.0), ..options() }, "jitter is 5"),
+            (
+                LoadOptions {
+                    put: (0..9).fold(crate::PutOptions::new(), |put, n| put.tag([n])),
+                    ..options()
+                },
+                "item is 9 tags, limit is 8",
+            ),
         ];
         for (options, says) in cases {
             let error = options.check().unwrap_err();

@@ -44,13 +44,11 @@ impl<T> Looker<'_, T> {
             let mut bytes = scratch();
             let found = self.seat.value(key, &mut bytes, is_due);
             let glance = match found {
-                Some(Found::Fresh) => match self.take(&bytes) {
-                    Some(value) => {
-                        self.hit(Source::Shared, false);
-                        Some(Glance::There { value, refresh: None })
-                    }
-                    None => None,
-                },
+                // What is no value is counted when it is looked at closely.
+                Some(Found::Fresh) => self.accept(self.codec.decode(&bytes)).map(|value| {
+                    self.hit(Source::Shared, false);
+                    Glance::There { value, refresh: None }
+                }),
                 Some(Found::Nothing) | None => Some(Glance::Load { stale: None, except: None }),
                 Some(Found::Stale) => None,
             };
@@ -83,7 +81,12 @@ impl<T> Looker<'_, T> {
 
     /// What bytes say to this caller; `None`: nothing it takes.
     pub(crate) fn take(&self, bytes: &[u8]) -> Option<Option<T>> {
-        match decode(self.codec, bytes, self.seat, self.settings)? {
+        self.accept(decode(self.codec, bytes, self.seat, self.settings))
+    }
+
+    #[inline]
+    fn accept(&self, decoded: Option<Decoded<T>>) -> Option<Option<T>> {
+        match decoded? {
             Decoded::Value(value) => Some(Some(value)),
             Decoded::Negative if self.takes_negatives => {
                 self.seat.loads().negative();
@@ -101,7 +104,7 @@ impl<T> Looker<'_, T> {
 }
 
 /// Whether an item of this age, with so much life left, is to be reloaded ahead of its end: after this fraction of its life.
-fn is_near_its_end(fraction: Option<f64>, age: Duration, left: Option<Duration>) -> bool {
+pub(crate) fn is_near_its_end(fraction: Option<f64>, age: Duration, left: Option<Duration>) -> bool {
     match (fraction, left) {
         (Some(fraction), Some(left)) => age.as_secs_f64() >= fraction * (age + left).as_secs_f64(),
         // What never expires is never near it.

@@ -21,7 +21,7 @@ macro_rules! counts {
 
 counts! {
     hits_socket, hits_standby, hits_negative, stale_served, loads, loads_failed, refreshes, coalesced,
-    leases_lost, loads_alone, outage_misses, undecodable,
+    leases_lost, not_stored, loads_alone, outage_misses, undecodable,
 }
 
 fn add(counter: &AtomicU64) {
@@ -64,6 +64,10 @@ impl LoadCounts {
 
     pub(crate) fn lease_lost(&self) {
         add(&self.leases_lost);
+    }
+
+    pub(crate) fn not_stored(&self) {
+        add(&self.not_stored);
     }
 
     pub(crate) fn alone(&self) {
