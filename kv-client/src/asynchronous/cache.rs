@@ -650,7 +650,7 @@ impl Cache {
         let standby = &self.client.here().standby;
         match key {
             Some(key) => standby.forget(self.seat.id(), key),
-            None => standby.clear(),
+            None => standby.forget_all(),
         }
         self.client.tell_along(&self.seat);
         self.client.invalidate(Some(self.name()), call).await

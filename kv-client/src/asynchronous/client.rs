@@ -231,7 +231,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.here().standby.clear();
+        self.here().standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Everything, effect)?).await
     }
 
@@ -254,7 +254,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.here().standby.clear();
+        self.here().standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?).await
     }
 

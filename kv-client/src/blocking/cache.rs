@@ -574,7 +574,7 @@ impl Cache {
         let standby = &self.client.here().standby;
         match key {
             Some(key) => standby.forget(self.seat.id(), key),
-            None => standby.clear(),
+            None => standby.forget_all(),
         }
         self.client.invalidate(Some(self.name()), call, self.seat.report_along().as_ref())
     }

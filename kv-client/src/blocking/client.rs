@@ -191,7 +191,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.here().standby.clear();
+        self.here().standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Everything, effect)?, None)
     }
 
@@ -211,7 +211,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.here().standby.clear();
+        self.here().standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?, None)
     }
 

@@ -78,12 +78,20 @@ struct Lead {
     flight: Arc<Flight>,
 }
 
+impl Lead {
+    /// Nobody comes aboard any more before anybody is told: who comes after the end, and after whatever its caller does
+    /// then, begins anew.
+    fn land(&self, landing: Landing) {
+        self.cache.client.here().flights.land(self.cache.seat.id(), &self.key, &self.flight);
+        self.flight.land(landing);
+    }
+}
+
 impl Drop for Lead {
     fn drop(&mut self) {
         if !self.flight.is_landed() {
-            self.flight.land(Landing::Failed(loader_vanished(self.cache.name(), &self.key)));
+            self.land(Landing::Failed(loader_vanished(self.cache.name(), &self.key)));
         }
-        self.cache.client.here().flights.land(self.cache.seat.id(), &self.key, &self.flight);
     }
 }
 
@@ -216,13 +224,19 @@ impl Course {
             return Landing::Value(served);
         }
         seat.loads().alone();
+        let moment = here.standby.moment();
         match run(None, 0) {
             Ok(loaded) => {
                 let served = loaded.served();
                 if outage && loaded.put.is_some() {
-                    here.standby.keep(seat.id(), &self.key, &served);
+                    here.standby.keep(moment, seat.id(), &self.key, &served);
                 }
-                Landing::Value(served)
+                // Without a lease nobody but this process tells what happened meanwhile.
+                if here.standby.moment() == moment {
+                    Landing::Value(served)
+                } else {
+                    Landing::Overtaken(served)
+                }
             }
             Err(error) => Landing::Failed(error),
         }
@@ -648,7 +662,7 @@ impl<T> Load<'_, T> {
             let fly = fly.take().expect("a load is flown once");
             let landing = fly(&course, lead.as_ref().map(|lead| &*lead.flight));
             if let Some(lead) = &lead {
-                lead.flight.land(landing.clone());
+                lead.land(landing.clone());
             }
             Some(landing)
         })
@@ -670,7 +684,7 @@ impl<T> Load<'_, T> {
                 let _within = course.chain.clone().enter();
                 let landing = fly(course, lead.as_ref().map(|lead| &*lead.flight));
                 if let Some(lead) = &lead {
-                    lead.flight.land(landing.clone());
+                    lead.land(landing.clone());
                 }
                 landing
             };

@@ -4,7 +4,7 @@
 //! meanwhile is not known here. Bounded; the oldest go first.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::course::Served;
@@ -19,6 +19,8 @@ const LIFE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Standby {
     is_used: AtomicBool,
+    /// Counts invalidations by this process: what was loaded before one is not kept after it.
+    invalidations: AtomicU64,
     kept: Lock<Kept>,
 }
 
@@ -41,8 +43,19 @@ impl Standby {
         Some(Served { source: Source::Standby, left: served.left.map(|_| left), ..served.clone() })
     }
 
-    pub(crate) fn keep(&self, seat: u64, key: &[u8], served: &Served) {
+    /// Before a load; for [`Standby::keep`].
+    pub(crate) fn moment(&self) -> u64 {
+        self.invalidations.load(Ordering::SeqCst)
+    }
+
+    /// Keeps what was loaded since `moment`, unless something was invalidated meanwhile: whether it was not.
+    pub(crate) fn keep(&self, moment: u64, seat: u64, key: &[u8], served: &Served) -> bool {
         let mut kept = self.kept.lock();
+        // SYNC(standby-invalidated): either this sees the invalidation, or that sees that there is something to forget.
+        self.is_used.store(true, Ordering::SeqCst);
+        if self.moment() != moment {
+            return false;
+        }
         let until = Instant::now() + served.left.unwrap_or(LIFE_MAX).min(LIFE_MAX);
         let place = (seat, Box::from(key));
         kept.bytes += served.bytes.len();
@@ -57,12 +70,14 @@ impl Standby {
                 kept.bytes -= old.bytes.len();
             }
         }
-        self.is_used.store(true, Ordering::Relaxed);
+        true
     }
 
     /// An invalidation by this process.
     pub(crate) fn forget(&self, seat: u64, key: &[u8]) {
-        if self.is_used.load(Ordering::Relaxed) {
+        // SYNC(standby-invalidated): pairs with `keep`.
+        self.invalidations.fetch_add(1, Ordering::SeqCst);
+        if self.is_used.load(Ordering::SeqCst) {
             let mut kept = self.kept.lock();
             if let Some((old, _)) = kept.values.remove(&(seat, key.into())) {
                 kept.bytes -= old.bytes.len();
@@ -71,10 +86,16 @@ impl Standby {
         }
     }
 
-    /// The daemon has answered, or many keys were invalidated at once.
+    /// This process invalidated many keys at once.
+    pub(crate) fn forget_all(&self) {
+        self.invalidations.fetch_add(1, Ordering::SeqCst);
+        self.clear();
+    }
+
+    /// The daemon has answered.
     #[inline]
     pub(crate) fn clear(&self) {
-        if self.is_used.swap(false, Ordering::Relaxed) {
+        if self.is_used.load(Ordering::SeqCst) && self.is_used.swap(false, Ordering::SeqCst) {
             *self.kept.lock() = Kept::default();
         }
     }
@@ -91,27 +112,39 @@ mod tests {
     #[test]
     fn what_was_loaded_is_there_until_its_life_ends_it_is_forgotten_or_the_daemon_is_back() {
         let standby = Standby::default();
-        standby.keep(1, b"a", &served(10, None));
-        standby.keep(1, b"over", &served(10, Some(Duration::ZERO)));
+        standby.keep(standby.moment(), 1, b"a", &served(10, None));
+        standby.keep(standby.moment(), 1, b"over", &served(10, Some(Duration::ZERO)));
         assert!(standby.get(1, b"a").is_some_and(|served| served.source == Source::Standby));
         assert!(standby.get(1, b"over").is_none());
         assert!(standby.get(2, b"a").is_none(), "another cache");
         standby.forget(1, b"a");
         assert!(standby.get(1, b"a").is_none());
-        standby.keep(1, b"b", &served(10, None));
+        standby.keep(standby.moment(), 1, b"b", &served(10, None));
         standby.clear();
         assert!(standby.get(1, b"b").is_none());
+    }
+
+    #[test]
+    fn what_was_loaded_before_an_invalidation_is_not_kept_after_it() {
+        let standby = Standby::default();
+        let before = standby.moment();
+        standby.forget(1, b"k");
+        assert!(!standby.keep(before, 1, b"k", &served(10, None)));
+        let before = standby.moment();
+        standby.forget_all();
+        assert!(!standby.keep(before, 1, b"k", &served(10, None)));
+        assert!(standby.get(1, b"k").is_none());
     }
 
     #[test]
     fn it_is_bounded_in_number_and_bytes() {
         let standby = Standby::default();
         for n in 0..STANDBY_MAX + 5 {
-            standby.keep(1, &n.to_be_bytes(), &served(1, None));
+            standby.keep(standby.moment(), 1, &n.to_be_bytes(), &served(1, None));
         }
         assert!(standby.get(1, &4_usize.to_be_bytes()).is_none(), "the oldest went");
         assert!(standby.get(1, &5_usize.to_be_bytes()).is_some());
-        standby.keep(1, b"large", &served(STANDBY_BYTES_MAX, None));
+        standby.keep(standby.moment(), 1, b"large", &served(STANDBY_BYTES_MAX, None));
         assert!(standby.get(1, b"large").is_some());
         assert!(standby.get(1, &5_usize.to_be_bytes()).is_none());
     }

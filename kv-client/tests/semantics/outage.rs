@@ -203,3 +203,35 @@ fn semantic_06_an_invalidation_forgets_what_the_process_loaded_for_itself() {
         invalidate(&cache);
     }
 }
+
+/// What the loader had read before the invalidation was kept after it, and served until the daemon was back.
+#[test]
+fn semantic_06_what_is_loaded_without_the_daemon_is_not_kept_behind_an_invalidation_of_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = Client::builder().socket(dir.path().join("none")).build_lazy();
+    let cache = client.cache("c");
+    let load = |value: &'static str| cache.get_or_load("k", None, |_| bytes::<Never>(value)).unwrap();
+    let before = cache.get_or_load("k", None, |_| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| ignore(cache.delete("k")));
+        });
+        bytes::<Never>("of before")
+    });
+    assert_eq!(before.unwrap(), b"of before");
+    assert_eq!(load("of after"), b"of after");
+    assert_eq!(load("not again"), b"of after");
+}
+
+/// Who came between the end of a load and its being cleared away got its value, whatever had been invalidated since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn semantic_02_async_who_comes_after_the_end_of_a_load_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let client = kv_client::Client::builder().socket(dir.path().join("none")).build_lazy();
+    let cache = client.cache("c");
+    for n in 0..2_000_u32 {
+        let load = move |_| async move { Ok::<_, Never>(n.to_be_bytes().to_vec()) };
+        let value = cache.get_or_load("k", None, load).await.unwrap();
+        assert_eq!(value, n.to_be_bytes(), "round {n}");
+        cache.delete("k").await.unwrap();
+    }
+}

@@ -172,7 +172,7 @@ fn semantic_03_a_detached_loader_that_overruns_its_timeouts_fills_later() {
     for (key, served) in [("k", Some("old")), ("gone", None)] {
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let entry =
-            client.cache("c").entry(key).ttl(s(10)).stale_for(HOUR).hard_timeout(Duration::from_millis(20));
+            client.cache("c").entry(key).ttl(s(10)).stale_for(HOUR).hard_timeout(Duration::from_millis(400));
         let answer = entry.get_or_load_detached(move |_| {
             let _ = ended.recv();
             bytes::<Never>("late")
