@@ -217,7 +217,32 @@ impl Error {
     /// Whether the daemon is away, or as good as that: nobody there, no answer, or on its way out.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+        match self {
+            Error::Unreachable { .. } | Error::Lost { .. } | Error::Timeout { .. } => true,
+            // A daemon that says that somebody waited too long is there.
+            Error::Refused { kind, .. } => *kind == ErrorKind::Unavailable,
+            Error::Conflict { .. }
+            | Error::TooLarge { .. }
+            | Error::Invalid { .. }
+            | Error::Protocol { .. }
+            | Error::Loader { .. }
+            | Error::Codec { .. } => false,
+        }
+    }
+
+    /// What the caller's own loader failed with, if it is of this type.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let failing = |_: &_| Err::<Vec<u8>, _>(std::io::Error::from(std::io::ErrorKind::NotFound));
+    /// let error = client.cache("product").get_or_load("42", None, failing).unwrap_err();
+    /// assert_eq!(error.loader_error::<std::io::Error>().map(|e| e.kind()), Some(std::io::ErrorKind::NotFound));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    #[must_use]
+    pub fn loader_error<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        if let Error::Loader { source, .. } = self { source.downcast_ref() } else { None }
     }
 
     /// The same for a request that was not sent at all.

@@ -3,6 +3,7 @@
 //! Both clients keep their connections in a [`Generation`]. A child that uses an inherited client gets a generation of
 //! its own; it never writes to, reads from, locks, or shuts down what belongs to its parent.
 
+use kv_proto::segment::process_id;
 use std::sync::OnceLock;
 
 /// What belongs to a process, and, once a forked child asks, what belongs to that child.
@@ -24,12 +25,12 @@ pub(crate) trait Inherited {
 
 impl<T: Inherited> Generation<T> {
     pub(crate) fn new(own: T) -> Generation<T> {
-        Generation { pid: std::process::id(), own: Some(own), child: OnceLock::new() }
+        Generation { pid: process_id(), own: Some(own), child: OnceLock::new() }
     }
 
     /// The state of the process that asks.
     pub(crate) fn here(&self) -> &T {
-        let pid = std::process::id();
+        let pid = process_id();
         let mut generation = self;
         // As many steps as there were forks between the client's maker and us.
         while generation.pid != pid {
@@ -54,7 +55,7 @@ impl<T> Drop for Generation<T> {
     /// What is inherited is forgotten, not dropped: dropping an async runtime's stream takes it off the runtime's epoll
     /// instance, which parent and child share.
     fn drop(&mut self) {
-        if self.pid != std::process::id() {
+        if self.pid != process_id() {
             std::mem::forget(self.own.take());
         }
     }

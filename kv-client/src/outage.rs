@@ -114,7 +114,8 @@ impl Outage {
         self.answers() == answers
     }
 
-    /// Keeps an invalidation that could not be delivered, and sees to it that it will be.
+    /// Keeps an invalidation that could not be delivered, and sees to it that it will be. Somebody's own impatience is no reason
+    /// to let others fail.
     pub(crate) fn deliver_later(
         self: &Arc<Self>,
         frame: &[u8],
@@ -123,24 +124,31 @@ impl Outage {
         because: &Error,
     ) {
         self.undelivered.keep(frame, cache);
-        self.open(settings, because);
+        if matches!(because, Error::Timeout { .. }) {
+            self.look_for_it(settings);
+        } else {
+            self.open(settings, because);
+        }
     }
 
     /// Opens the breaker, if calls have waited for nothing: from here on they fail with `because` until the daemon is found.
     pub(crate) fn open(self: &Arc<Self>, settings: &Settings, because: &Error) {
-        let is_probed = {
+        {
             let mut state = self.state.lock();
             state.away_since.get_or_insert_with(Instant::now);
             state.because = Some(because.clone().of_unsent());
             if self.is_open.swap(true, Ordering::AcqRel) {
                 return;
             }
-            // It may be probed still: a call that found the daemon closes the breaker before the probe does.
-            std::mem::replace(&mut state.is_probed, true)
-        };
+        }
         tracing::warn!(%because, "the daemon is away: calls fail at once until it is back");
         settings.observer.observe(&Event::OutageBegan { because });
-        if is_probed {
+        self.look_for_it(settings);
+    }
+
+    /// Lets one thread look for the daemon, unless one does: a call that found it closes the breaker before the probe does.
+    fn look_for_it(self: &Arc<Self>, settings: &Settings) {
+        if std::mem::replace(&mut self.state.lock().is_probed, true) {
             return;
         }
         let (outage, settings) = (Arc::downgrade(self), settings.clone());

@@ -8,9 +8,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::answers::Entry;
 use crate::lock::Lock;
 
-/// Records what the reads in it used. Cheap to clone; clones record into the same.
+/// Records what the reads in it used. Cheap to clone; clones record into the same. A key that is not there counts as used up:
+/// what is made without it may be kept for no time. (To remember that there is none, load it by `find_or_load`.)
 ///
 /// ```
 /// # let server = kvd::testing::server();
@@ -93,6 +95,15 @@ impl Scope {
         let mut used = self.0.lock();
         used.add(other.expires, other.stale_for);
         used.tags.extend(other.tags);
+    }
+
+    /// Records an item that was read, or that there was none: what is made without it must not outlive its coming.
+    pub(crate) fn read(&self, entry: Option<&Entry>) {
+        match entry {
+            Some(entry) if !entry.is_stale() => self.used(entry.left(), entry.stale_for, &entry.tags),
+            Some(entry) => self.used(Some(Duration::ZERO), entry.stale_for, &entry.tags),
+            None => self.used::<&[u8]>(Some(Duration::ZERO), Duration::ZERO, []),
+        }
     }
 
     /// Records something that did not come from a cache: how long it lives from now (`None`: for ever), how long it may be served as

@@ -613,6 +613,11 @@ impl Client {
         Attempts::new(&self.shared.settings, self.op_timeout, repeat)
     }
 
+    /// The same for a request that the daemon may let wait so long: its answer comes a little later.
+    pub(super) fn attempts_within(&self, repeat: Repeat, wait: Duration) -> Attempts {
+        Attempts::new(&self.shared.settings, self.op_timeout.max(wait + wait / 10), repeat)
+    }
+
     /// Sends a request, again where that is right, and reads its answer.
     pub(super) async fn call_with<T>(
         &self,

@@ -33,7 +33,7 @@ use crate::load::glance::{Glance, Looker, is_near_its_end};
 use crate::load::{EntryBuilder, Fill, OnBusy};
 use crate::observe::{Event, Source};
 use crate::ops::{self, Filling, Loan, Terms};
-use crate::retry::{Attempts, Failure};
+use crate::retry::Failure;
 use crate::transact::lock_wait;
 
 /// What loaders may fail with.
@@ -253,9 +253,7 @@ impl Cache {
         chain: &Chain,
     ) -> Result<(Way, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
-        let settings = self.client.settings();
-        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 10);
-        let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
+        let mut attempts = self.client.attempts_within(call.sending.repeat, terms.wait);
         // Waiting for one's turn says nothing about the daemon.
         let turn = self.client.turn(Turns::Loads, &attempts).await?;
         let answers = self.client.here().outage.answers();

@@ -56,7 +56,8 @@ impl Cache {
 impl<T> Typed<Cache, T> {
     /// As [`Cache::entries`].
     pub fn entries(&self) -> EntryBuilder<Cache, T> {
-        EntryBuilder::new(self.cache.clone(), self.codec, b"")
+        let options = self.options();
+        EntryBuilder { options, ..EntryBuilder::new(self.cache.clone(), self.codec, b"") }
     }
 
     /// As [`Cache::get_or_load_many`].
@@ -72,7 +73,9 @@ impl<T> Typed<Cache, T> {
     where
         F: Future<Output = Result<(), E>>,
     {
-        self.entries().ttl(ttl).get_or_load_many(keys, loader).await
+        let entries = self.entries();
+        let ttl = ttl.into().or(entries.options.put.ttl);
+        entries.ttl(ttl).get_or_load_many(keys, loader).await
     }
 }
 
@@ -90,8 +93,8 @@ impl<T> EntryBuilder<Cache, T> {
     where
         F: Future<Output = Result<(), E>>,
     {
-        let EntryBuilder { cache, codec, options, .. } = self;
-        options.check()?;
+        let EntryBuilder { cache, codec, options, cache_if, .. } = self;
+        options.check_for_many(cache_if.is_some())?;
         let mut load = LoadMany {
             cache: &cache,
             codec,

@@ -3,6 +3,7 @@
 //! A lock belongs to a connection of its own: it is free again when it is given back, when this process ends, however it does, and
 //! when somebody else wants it after its time. Made by [`Client::lock`].
 
+use kv_proto::segment::process_id;
 use std::time::Duration;
 
 use kv_proto::limits::LEASE_WAIT_MAX;
@@ -52,7 +53,15 @@ impl Client {
     /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) names who has it; [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock)
     /// when whoever has it waits for this caller.
     pub async fn lock(&self, name: &str, duration: Duration) -> Result<LockGuard> {
-        let wait = lock_wait(self.op_timeout()).min(LEASE_WAIT_MAX);
+        self.lock_within(name, duration, lock_wait(self.op_timeout())).await
+    }
+
+    /// As [`lock`](Client::lock), waiting up to `wait` for whoever has it, at most 60 s.
+    ///
+    /// # Errors
+    /// As [`lock`](Client::lock).
+    pub async fn lock_within(&self, name: &str, duration: Duration, wait: Duration) -> Result<LockGuard> {
+        let wait = wait.min(LEASE_WAIT_MAX);
         let locked = self.take_lock(name, duration, wait).await?;
         locked.map_err(|holder| Error::lock_busy(name, wait, &holder))
     }
@@ -72,11 +81,11 @@ impl Client {
         wait: Duration,
     ) -> Result<Result<LockGuard, String>> {
         let call = ops::lock(name, Terms { wait, safe: duration }, &Chain::current().holds())?;
-        let mut attempts = self.attempts(call.sending.repeat);
+        let mut attempts = self.attempts_within(call.sending.repeat, wait);
         let (way, locked) = self.set_out(&call, &mut attempts, Turns::Waits).await?;
         Ok(match locked {
             Ok(fence) => {
-                let process = std::process::id();
+                let process = process_id();
                 Ok(LockGuard {
                     client: self.clone(),
                     way: Some(way),
@@ -149,7 +158,7 @@ impl LockGuard {
 
     async fn call(&mut self, call: &Call<()>) -> Result<()> {
         // What a child inherited is its parent's.
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         let Some(mut way) = self.way.take_if(|_| is_here) else { return Err(Error::lock_lost(&self.name)) };
         let mut attempts = self.client.attempts(call.sending.repeat);
         let answer = way.exchange(call, &mut attempts).await.map_err(Failure::into_error)?;
@@ -162,7 +171,7 @@ impl Drop for LockGuard {
     /// What a child inherited is its parent's: it is forgotten, because dropping it would take it off the epoll instance that
     /// both share.
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if self.process != process_id() {
             std::mem::forget(self.way.take());
         }
     }

@@ -3,6 +3,7 @@
 //! Made by [`Client::begin`](super::Client::begin) and [`Client::transact`](super::Client::transact). A transaction that is
 //! dropped is rolled back; one that a child inherited by `fork` is its parent's, and left alone.
 
+use kv_proto::segment::process_id;
 use std::borrow::Borrow;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub struct Transaction {
 
 impl Transaction {
     pub(super) fn begun(client: &Client, way: Way, number: u64) -> Transaction {
-        let process = std::process::id();
+        let process = process_id();
         Transaction { client: client.clone(), way: Some(way), number, process, was_disturbed: false }
     }
 
@@ -331,7 +332,7 @@ impl Transaction {
     }
 
     async fn exchange<T>(&mut self, call: &Call<T>, mut attempts: Attempts) -> Result<T> {
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         let Some(mut way) = self.way.take_if(|_| is_here) else { return Err(connection_lost(self.number)) };
         match way.exchange(call, &mut attempts).await {
             Ok(answer) => {
@@ -349,7 +350,7 @@ impl Transaction {
 
     fn give_back(&mut self) {
         // What a child inherited is its parent's, and has the parent's transaction open.
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         if let Some(way) = self.way.take_if(|_| is_here) {
             self.client.give_back(way);
         }
@@ -360,7 +361,7 @@ impl Drop for Transaction {
     /// Closing the connection ends it. What a child inherited is its parent's: it is forgotten, because dropping it would take it
     /// off the epoll instance that both share.
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if self.process != process_id() {
             std::mem::forget(self.way.take());
         }
     }

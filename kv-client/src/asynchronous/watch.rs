@@ -1,5 +1,6 @@
 //! Changes as they happen, async: one connection that the daemon tells them on.
 
+use kv_proto::segment::process_id;
 use std::collections::VecDeque;
 
 use super::client::{Client, Turns};
@@ -47,7 +48,7 @@ impl Client {
             cache: cache.map(Into::into),
             prefix: prefix.as_ref().to_vec(),
             way: None,
-            process: std::process::id(),
+            process: process_id(),
             ahead: VecDeque::new(),
         };
         watch.begin().await?;
@@ -60,7 +61,7 @@ impl Watch {
         let call = ops::watch(self.cache.as_deref(), &self.prefix)?;
         let mut attempts = self.client.attempts(call.sending.repeat);
         let (way, ()) = self.client.set_out(&call, &mut attempts, Turns::Waits).await?;
-        (self.way, self.process) = (Some(way), std::process::id());
+        (self.way, self.process) = (Some(way), process_id());
         Ok(())
     }
 
@@ -101,7 +102,7 @@ impl Watch {
     /// What a child inherited is its parent's: it is forgotten, because dropping it would take it off the epoll instance that
     /// both share.
     fn leave_inherited(&mut self) {
-        if self.process != std::process::id() {
+        if self.process != process_id() {
             std::mem::forget(self.way.take());
         }
     }

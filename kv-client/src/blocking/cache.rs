@@ -114,9 +114,8 @@ impl Cache {
             Some(entry) => entry,
             None => self.ask(ops::get_entry(self.name(), key)?)?,
         };
-        if let (Some(scope), Some(entry)) = (&self.scope, &entry) {
-            let left = if entry.is_stale() { Some(Duration::ZERO) } else { entry.left() };
-            scope.used(left, entry.stale_for, &entry.tags);
+        if let Some(scope) = &self.scope {
+            scope.read(entry.as_ref());
         }
         Ok(entry)
     }

@@ -3,6 +3,7 @@
 //! Called by `client`. It never hands out a stream that has an answer outstanding: whoever gets an error from
 //! [`Connection::exchange`] drops it.
 
+use kv_proto::segment::process_id;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -62,7 +63,7 @@ impl Connection {
             terms,
             timeout: Duration::ZERO,
             owes: false,
-            process: std::process::id(),
+            process: process_id(),
         };
         connection.wait_until(deadline)?;
         let hello = frames::hello(name);
@@ -128,7 +129,7 @@ impl Connection {
 
     /// Whether the next exchange gets its own answer. One that failed half-way does not, nor does a child on its parent's stream.
     pub(crate) fn is_sound(&self) -> bool {
-        !self.owes && self.process == std::process::id()
+        !self.owes && self.process == process_id()
     }
 
     /// It said something that is no answer: it is not to be used again.

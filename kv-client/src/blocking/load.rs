@@ -31,7 +31,6 @@ use crate::load::{EntryBuilder, Fill, OnBusy};
 use crate::lock::{Lock, Signal};
 use crate::observe::{Event, Source};
 use crate::ops::{self, Filling, Loan, Terms};
-use crate::retry::Attempts;
 use crate::transact::lock_wait;
 
 /// What loaders may fail with.
@@ -253,9 +252,8 @@ impl Cache {
     ) -> Result<(Road, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
         let settings = self.client.settings();
-        let op_timeout = self.client.op_timeout().max(terms.wait + terms.wait / 10);
         let answers = self.client.here().outage.answers();
-        let mut attempts = Attempts::new(settings, op_timeout, call.sending.repeat);
+        let mut attempts = self.client.attempts_within(call.sending.repeat, terms.wait);
         let set_out = self.client.set_out(&call, &mut attempts);
         // The daemon answers before the wait is over, whatever others do.
         set_out.inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, error)).inspect(

@@ -53,7 +53,8 @@ impl Cache {
 impl<T> Typed<Cache, T> {
     /// As [`Cache::entries`].
     pub fn entries(&self) -> EntryBuilder<Cache, T> {
-        EntryBuilder::new(self.cache.clone(), self.codec, b"")
+        let options = self.options();
+        EntryBuilder { options, ..EntryBuilder::new(self.cache.clone(), self.codec, b"") }
     }
 
     /// As [`Cache::get_or_load_many`].
@@ -66,7 +67,9 @@ impl<T> Typed<Cache, T> {
         ttl: impl Into<Option<Duration>>,
         loader: impl FnMut(&Missing<T>) -> Result<(), E>,
     ) -> Result<Vec<Option<T>>> {
-        self.entries().ttl(ttl).get_or_load_many(keys, loader)
+        let entries = self.entries();
+        let ttl = ttl.into().or(entries.options.put.ttl);
+        entries.ttl(ttl).get_or_load_many(keys, loader)
     }
 }
 
@@ -81,8 +84,8 @@ impl<T> EntryBuilder<Cache, T> {
         keys: &[K],
         mut loader: impl FnMut(&Missing<T>) -> Result<(), E>,
     ) -> Result<Vec<Option<T>>> {
-        let EntryBuilder { cache, codec, options, .. } = self;
-        options.check()?;
+        let EntryBuilder { cache, codec, options, cache_if, .. } = self;
+        options.check_for_many(cache_if.is_some())?;
         let mut load = LoadMany {
             cache: &cache,
             codec,

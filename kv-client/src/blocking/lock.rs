@@ -4,6 +4,7 @@
 //! when somebody else wants it after its time. Made by [`Client::lock`]; loads and locks further down the call stack
 //! tell the daemon that this thread holds it, so that nobody waits in a ring.
 
+use kv_proto::segment::process_id;
 use std::time::Duration;
 
 use kv_proto::limits::LEASE_WAIT_MAX;
@@ -52,8 +53,17 @@ impl Client {
     /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) names who has it; [`ErrorKind::Deadlock`](crate::ErrorKind::Deadlock)
     /// when whoever has it waits for this caller.
     pub fn lock(&self, name: &str, duration: Duration) -> Result<LockGuard> {
-        let wait = lock_wait(self.op_timeout()).min(LEASE_WAIT_MAX);
-        self.take_lock(name, duration, wait)?.map_err(|holder| Error::lock_busy(name, wait, &holder))
+        self.lock_within(name, duration, lock_wait(self.op_timeout()))
+    }
+
+    /// As [`lock`](Client::lock), waiting up to `wait` for whoever has it, at most 60 s.
+    ///
+    /// # Errors
+    /// As [`lock`](Client::lock).
+    pub fn lock_within(&self, name: &str, duration: Duration, wait: Duration) -> Result<LockGuard> {
+        let wait = wait.min(LEASE_WAIT_MAX);
+        let locked = self.take_lock(name, duration, wait)?;
+        locked.map_err(|holder| Error::lock_busy(name, wait, &holder))
     }
 
     /// Locks a name if nobody has it.
@@ -67,11 +77,11 @@ impl Client {
     fn take_lock(&self, name: &str, duration: Duration, wait: Duration) -> Result<Result<LockGuard, String>> {
         let chain = Chain::current();
         let call = ops::lock(name, Terms { wait, safe: duration }, &chain.holds())?;
-        let mut attempts = self.attempts(call.sending.repeat);
+        let mut attempts = self.attempts_within(call.sending.repeat, wait);
         let (road, locked) = self.set_out(&call, &mut attempts)?;
         Ok(match locked {
             Ok(fence) => {
-                let (held, process) = (Held::begin(), std::process::id());
+                let (held, process) = (Held::begin(), process_id());
                 chain.locking(fence, &held).set();
                 let (client, road, name) = (self.clone(), Some(road), name.into());
                 Ok(LockGuard { client, road, name, fence, duration, held, process })
@@ -134,7 +144,7 @@ impl LockGuard {
 
     fn call(&mut self, call: &Call<()>) -> Result<()> {
         // What a child inherited is its parent's.
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         let Some(road) = self.road.as_mut().filter(|_| is_here) else {
             return Err(Error::lock_lost(&self.name));
         };
@@ -149,7 +159,7 @@ impl LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         self.held.end();
-        if self.road.is_some() && self.process == std::process::id() {
+        if self.road.is_some() && self.process == process_id() {
             // If it cannot be said, closing the connection says it.
             let _ = self.give_back();
         }

@@ -3,6 +3,7 @@
 //! Made by [`Client::begin`](super::Client::begin) and [`Client::transact`](super::Client::transact). A transaction that is
 //! dropped is rolled back; one that a child inherited by `fork` is its parent's, and left alone.
 
+use kv_proto::segment::process_id;
 use std::borrow::Borrow;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub struct Transaction {
 
 impl Transaction {
     pub(super) fn begun(client: &Client, road: Road, number: u64) -> Transaction {
-        let process = std::process::id();
+        let process = process_id();
         Transaction { client: client.clone(), road: Some(road), number, process, was_disturbed: false }
     }
 
@@ -297,7 +298,7 @@ impl Transaction {
     }
 
     fn exchange<T>(&mut self, call: &Call<T>, mut attempts: Attempts) -> Result<T> {
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         let Some(road) = self.road.as_mut().filter(|_| is_here) else {
             return Err(connection_lost(self.number));
         };
@@ -311,7 +312,7 @@ impl Transaction {
 
     fn give_back(&mut self) {
         // What a child inherited is its parent's, and has the parent's transaction open.
-        let is_here = self.process == std::process::id();
+        let is_here = self.process == process_id();
         if let Some(road) = self.road.take_if(|_| is_here) {
             self.client.give_back(road);
         }
@@ -320,7 +321,7 @@ impl Transaction {
 
 impl Drop for Transaction {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if self.process != process_id() {
             // Its parent's. Closing this copy of the descriptor tells the daemon nothing.
             return;
         }

@@ -56,7 +56,7 @@ impl<T> Typed<Cache, T> {
     /// The same cache, whose reads and loads are recorded in `scope`.
     #[must_use]
     pub fn in_scope(&self, scope: &Scope) -> Typed<Cache, T> {
-        Typed { cache: self.cache.in_scope(scope), codec: self.codec }
+        Typed { cache: self.cache.in_scope(scope), ..self.clone() }
     }
 
     /// Its name.
@@ -165,7 +165,8 @@ impl<T> Typed<Cache, T> {
 
     /// Says what wants to be known of a key before it is loaded.
     pub fn entry(&self, key: impl AsRef<[u8]>) -> EntryBuilder<Cache, T> {
-        EntryBuilder::new(self.cache.clone(), self.codec, key.as_ref())
+        let options = self.options();
+        EntryBuilder { options, ..EntryBuilder::new(self.cache.clone(), self.codec, key.as_ref()) }
     }
 
     /// As [`Cache::get_or_load`].
@@ -178,6 +179,12 @@ impl<T> Typed<Cache, T> {
         ttl: impl Into<Option<Duration>>,
         loader: impl FnOnce(&crate::load::Fill<T>) -> Result<T, E>,
     ) -> Result<T> {
-        self.cache.load_as(self.codec, key.as_ref(), ttl.into(), loader)
+        let ttl = ttl.into();
+        if self.defaults.is_none() {
+            return self.cache.load_as(self.codec, key.as_ref(), ttl, loader);
+        }
+        let entry = self.entry(key);
+        let ttl = ttl.or(entry.options.put.ttl);
+        entry.ttl(ttl).get_or_load(loader)
     }
 }

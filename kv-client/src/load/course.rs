@@ -77,9 +77,11 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     pub(crate) fn served(&self) -> Served {
+        // What is not kept is true at this moment alone: nothing made of it may be kept either.
+        let kept = self.put.is_some();
         Served {
-            left: self.options.ttl,
-            stale_for: self.options.stale_for,
+            left: if kept { self.options.ttl } else { Some(Duration::ZERO) },
+            stale_for: if kept { self.options.stale_for } else { Duration::ZERO },
             tags: self.options.tags.clone(),
             ..Served::loaded(self.bytes.as_slice().into())
         }

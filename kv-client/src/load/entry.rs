@@ -121,6 +121,24 @@ impl LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// As `check`, for many keys at once, which know less.
+    pub(crate) fn check_for_many(&self, has_condition: bool) -> Result<()> {
+        let what = [
+            (self.refresh_ahead.is_some(), "refresh_ahead"),
+            (self.soft_timeout.is_some(), "soft_timeout"),
+            (self.hard_timeout.is_some(), "hard_timeout"),
+            (has_condition, "cache_if"),
+        ];
+        if let Some((_, what)) = what.iter().find(|(is_said, _)| *is_said) {
+            return Err(Error::invalid(format!(
+                "{what} is for single keys, get_or_load_many does not know it"
+            )));
+        }
+        self.check()
+    }
+}
+
 impl<C, T> EntryBuilder<C, T> {
     pub(crate) fn new(cache: C, codec: Codec<T>, key: &[u8]) -> EntryBuilder<C, T> {
         EntryBuilder { cache, codec, key: key.to_vec(), options: LoadOptions::with_ttl(None), cache_if: None }
@@ -177,7 +195,8 @@ impl<C, T> EntryBuilder<C, T> {
         self
     }
 
-    /// How long anybody waits for the loader. After that the call fails with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout), or is
+    /// How long anybody waits for the loader. In the blocking client for
+    /// [`get_or_load_detached`](EntryBuilder::get_or_load_detached) only: a loader in the caller's own thread cannot be left. After that the call fails with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout), or is
     /// served the stale value; the loader goes on in the background and fills.
     pub fn hard_timeout(mut self, timeout: Duration) -> Self {
         self.options.hard_timeout = Some(timeout);

@@ -189,6 +189,9 @@ impl Seat {
         let fresh = |meta: &Meta| meta.freshness == Freshness::Fresh;
         if let Some(scope) = scope.filter(|_| is_answered) {
             let now = self.now();
+            if !found.iter().all(|outcome| outcome.as_ref().is_some_and(fresh)) {
+                scope.read(None);
+            }
             for meta in found.iter().flatten().filter(|meta| fresh(meta)) {
                 let left = meta.expires.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
                 scope.used(left, Duration::from_millis(meta.stale_for_ms), meta.tags(&buffer));

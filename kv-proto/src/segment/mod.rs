@@ -21,6 +21,8 @@ mod item;
 mod layout;
 #[cfg(not(loom))]
 mod memfd;
+#[cfg(not(loom))]
+mod process;
 mod reader;
 #[cfg(not(loom))]
 mod rights;
@@ -35,6 +37,8 @@ pub use error::AttachError;
 pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};
 pub use layout::Geometry;
+#[cfg(not(loom))]
+pub use process::process_id;
 pub use reader::{ManyOutcome, Outcome, Reader, Reason, Value};
 #[cfg(not(loom))]
 pub use rights::{peer_process, refuse_descriptors};
