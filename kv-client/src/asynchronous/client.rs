@@ -13,8 +13,8 @@ use tokio::time::{sleep, timeout_at};
 
 use super::admin::Admin;
 use super::cache::Cache;
+use super::flight::Flight;
 use super::link::Link;
-use super::load::Flight;
 use super::pipe::Lane;
 use super::transaction::Transaction;
 use super::way::Way;

@@ -7,6 +7,7 @@
 mod admin;
 mod cache;
 mod client;
+mod flight;
 mod link;
 mod load;
 mod load_many;

@@ -15,7 +15,7 @@ use super::admin::Admin;
 use super::cache::Cache;
 use super::connection::Connection;
 use super::direct::{self, Direct};
-use super::load::Flight;
+use super::flight::Flight;
 use super::road::Road;
 use super::transaction::Transaction;
 use crate::answers::{ClientStats, Committed};

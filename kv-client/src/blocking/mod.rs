@@ -9,6 +9,7 @@ mod cache;
 mod client;
 mod connection;
 mod direct;
+mod flight;
 mod load;
 mod load_many;
 pub(crate) mod lock;
