@@ -55,6 +55,7 @@ struct Header {
     encoding: u8,
     schema: SchemaVersion,
     /// Values from this length on are compressed.
+    #[cfg_attr(not(feature = "lz4"), expect(dead_code, reason = "nothing compresses"))]
     compress_from: Option<usize>,
 }
 

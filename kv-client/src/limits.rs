@@ -55,8 +55,10 @@ pub(crate) const STANDBY_MAX: usize = 1_024;
 /// See [`STANDBY_MAX`].
 pub(crate) const STANDBY_BYTES_MAX: usize = 16 << 20;
 /// A value that decompresses to more is not ours.
+#[cfg(feature = "lz4")]
 pub(crate) const DECOMPRESSED_BYTES_MAX: usize = 64 << 20;
 /// From this length on a value is compressed, where that is wanted and nothing else said.
+#[cfg(feature = "lz4")]
 pub(crate) const COMPRESS_FROM_DEFAULT: usize = 1 << 10;
 /// How often `transact` tries. Beyond: the last error.
 pub(crate) const TRANSACTION_TRIES_MAX: u32 = 64;

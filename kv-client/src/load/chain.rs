@@ -6,9 +6,11 @@
 //! loader starts elsewhere (a thread, a task) begins a chain of its own; such waits are bounded by time alone.
 
 use std::cell::RefCell;
+#[cfg(feature = "tokio")]
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 
 use kv_proto::limits::HOLDS_MAX;
@@ -174,17 +176,20 @@ impl Drop for Entered {
 }
 
 /// A future that runs in a chain, wherever it is polled.
+#[cfg(feature = "tokio")]
 pub(crate) struct InChain<F: ?Sized> {
     chain: Chain,
     future: Pin<Box<F>>,
 }
 
+#[cfg(feature = "tokio")]
 impl<F: Future> InChain<F> {
     pub(crate) fn new(chain: Chain, future: F) -> InChain<F> {
         InChain { chain, future: Box::pin(future) }
     }
 }
 
+#[cfg(feature = "tokio")]
 impl<F: Future + ?Sized> Future for InChain<F> {
     type Output = F::Output;
 
