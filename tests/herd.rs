@@ -11,7 +11,7 @@ use kv_client::blocking::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Home, SOON, random, timed, wait_for};
+use crate::support::{Home, SOON, random, wait_for, whole_machine};
 use crate::worker;
 
 /// Processes of the herd.
@@ -152,7 +152,7 @@ fn count(variable: &str, default: usize) -> usize {
 /// rounds have their winner killed at a random moment (5; 100).
 #[test]
 fn two_hundred_processes_that_miss_a_key_together_load_it_once() {
-    let _timed = timed();
+    let _whole = whole_machine();
     let home = Home::new();
     let _daemon = home.start();
     let mut random = random();

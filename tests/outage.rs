@@ -11,7 +11,7 @@ use kv_client::blocking::Client;
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::support::{Home, SOON, timed, wait_for};
+use crate::support::{Home, SOON, wait_for, whole_machine};
 use crate::worker;
 
 /// Client processes.
@@ -22,8 +22,9 @@ const KEYS: usize = 16;
 const OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a loader takes.
 const LOAD: Duration = Duration::from_millis(2);
-/// What a busy machine may add to a bound: 64 processes share two processors.
-const SLACK: Duration = Duration::from_millis(700);
+/// What a busy machine may add to a bound, in milliseconds, unless `KVD_SLACK_MS` says: 64 processes share two processors with
+/// all the other tests. `scripts/soak outage` allows 300.
+const SLACK_MS: u64 = 3_000;
 
 /// What a process did since it was last asked.
 #[derive(Debug, Clone, Default)]
@@ -254,18 +255,23 @@ fn await_word(out: &mut BufReader<ChildStdout>, word: &str) -> String {
 
 /// What all of them say about one outage.
 fn judge(name: &str, tallies: &[Tally], back_ms: u64) {
+    let slack = std::env::var("KVD_SLACK_MS").ok().and_then(|ms| ms.parse().ok()).unwrap_or(SLACK_MS);
+    let slack = Duration::from_millis(slack);
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let most = |of: fn(&Tally) -> u64| tallies.iter().map(of).max().unwrap_or(0);
     assert_eq!(sum(|tally| tally.errors), 0, "{name}: no read, load or delete returns an error");
     let longest = Duration::from_micros(most(|tally| tally.longest_us));
-    assert!(longest < OP_TIMEOUT + LOAD + SLACK, "{name}: a call took {longest:?}");
+    assert!(longest < OP_TIMEOUT + LOAD + slack, "{name}: a call took {longest:?}");
     let loads = sum(|tally| tally.loads);
     // Once more when the daemon is back: it may have lost them, or hold them for stale.
     let limit = (KEYS * (PROCESSES + 1)) as u64;
     assert!(loads <= limit, "{name}: {loads} loads of {KEYS} keys by {PROCESSES} processes");
     assert!(tallies.iter().all(|tally| tally.is_shared == 1), "{name}: everybody reads shared memory again");
     let again = most(|tally| tally.shared_again_ms).saturating_sub(back_ms);
-    assert!(again < 1_000 + SLACK.as_millis() as u64, "{name}: shared memory after {again} ms");
+    assert!(
+        Duration::from_millis(again) < Duration::from_secs(1) + slack,
+        "{name}: shared memory after {again} ms"
+    );
     println!(
         "PROMISE outage.{name} {PROCESSES} processes, {} calls, no error, longest {longest:?} of {OP_TIMEOUT:?}, \
          {loads} loads of at most {limit}, {} increments failed ({} of them perhaps applied), all back on shared memory {again} ms after the daemon held",
@@ -305,7 +311,7 @@ fn check_deletes(dependants: &mut Dependants, name: &str) {
 
 #[test]
 fn sixty_four_processes_live_through_a_daemon_that_is_killed_stopped_and_restarted() {
-    let _timed = timed();
+    let _whole = whole_machine();
     // What the daemon kept is as good as before, so that loads after its return are not counted twice.
     let home = Home::configured("[default]\nrecover = \"keep\"\n");
     let daemon = home.start();
