@@ -106,6 +106,8 @@ pub struct Stats {
     pub file_bytes: u64,
     /// Time of a flush, in microseconds.
     pub flush_us: hdrhistogram::Histogram<u64>,
+    /// Records that one flush made durable together.
+    pub flush_records: hdrhistogram::Histogram<u64>,
 }
 
 impl Store {
@@ -178,6 +180,7 @@ impl Store {
             disk_bytes_max: Mutex::default(),
             hooks: RwLock::new(None),
             flush_us: Mutex::new(hdrhistogram::Histogram::new(2).expect("two digits are allowed")),
+            flush_records: Mutex::new(hdrhistogram::Histogram::new(2).expect("two digits are allowed")),
             gauges,
         };
         let shared = Arc::new(shared);
@@ -419,6 +422,7 @@ impl Store {
             file_bytes: std::fs::metadata(self.shared.options.dir.join(disk::STORE_FILE))
                 .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512),
             flush_us: self.shared.flush_us.lock().clone(),
+            flush_records: self.shared.flush_records.lock().clone(),
         }
     }
 
