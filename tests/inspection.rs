@@ -1,8 +1,15 @@
 //! What those who look after a daemon look at: each command against a daemon process, its JSON, and how it fails.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::time::Duration;
+
+use kv_client::Effect;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Home, text};
+use crate::support::{Home, SOON, kvd, text, wait_for};
 
 /// Exit code, standard output and standard error of `kvd ARGS`.
 fn run(home: &Home, args: &[&str]) -> (i32, String, String) {
@@ -48,4 +55,107 @@ fn stats_is_a_page_rows_of_json_and_prometheus_text() {
     fails(&home, &["stats", "typo"], 4, &["typo", "kvd caches"]);
     fails(&home, &["stats", "--prometheus", "--json"], 2, &["cannot be used"]);
     fails(&Home::new(), &["stats"], 69, &["kvd serve"]);
+}
+
+#[test]
+fn watch_shows_each_change_and_ends_well_when_interrupted() {
+    let home = Home::new();
+    let daemon = home.start();
+    let client = home.client();
+    let cache = client.cache("c");
+    cache.put("first", "x", None).unwrap();
+    let mut child = kvd()
+        .args(["watch", "--cache", "c", "--prefix", "k", "--json"])
+        .env("KVD_SOCKET", home.socket())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // It watches from some moment on: what is put until then it does not show.
+    let watches = || {
+        let metrics = client.admin().stats().unwrap();
+        metrics.iter().any(|metric| metric.name == "kvd_watchers" && metric.value > 0.0)
+    };
+    wait_for(SOON, "the watcher", || watches().then_some(()));
+    cache.put("other", "x", None).unwrap();
+    cache.put("k1", "abc", None).unwrap();
+    cache.delete("k1").unwrap();
+    cache.clear_prefix("k", Effect::Stale).unwrap();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    let put = next();
+    assert_eq!((&put["change"], &put["key"], &put["value_bytes"]), (&"put".into(), &"k1".into(), &3.into()));
+    assert_eq!(next()["change"], "removed");
+    let cleared = next();
+    assert_eq!((&cleared["prefix"], &cleared["stale"]), (&"k".into(), &true.into()));
+    // A new daemon is found again.
+    daemon.kill();
+    let _daemon = home.start();
+    assert_eq!(next()["change"], "missed");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stderr).contains("3 changes, 0 missed"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn watch_counts_and_says_what_cannot_be_watched() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let cache = home.client().cache("c");
+    let child = kvd()
+        .args(["watch", "--count", "2"])
+        .env("KVD_SOCKET", home.socket())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut child = child;
+    let ended = wait_for(SOON, "the watcher to have seen two", || {
+        cache.put("k\n", "x", None).unwrap();
+        child.try_wait().unwrap()
+    });
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(text(&output.stdout).lines().count(), 2);
+    assert!(text(&output.stdout).contains("put      c  k\\n  1 bytes"), "{}", text(&output.stdout));
+    fails(&home, &["watch", "--cache", "typo"], 4, &["typo"]);
+    fails(&home, &["watch", "--count", "0"], 2, &["--count"]);
+    fails(&Home::new(), &["watch"], 69, &["kvd serve"]);
+}
+
+#[test]
+fn slow_log_says_what_took_long_and_what_it_waited_for() {
+    let home = Home::with(&["--slow-log-threshold", "50ms"]);
+    let _daemon = home.start();
+    let client = home.client();
+    client.cache("c").put("k", "v", None).unwrap();
+    assert!(run(&home, &["slow-log"]).1.contains("nothing to show"));
+    let mut open = client.begin().unwrap();
+    open.put("c", "k", "other", None).unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| home.client().cache("c").put("k\x1b", "v", None));
+        let is_waiting =
+            || client.admin().transactions().unwrap().transactions.iter().any(|t| t.waits.is_some());
+        wait_for(SOON, "the put to wait", || is_waiting().then_some(()));
+        // Whoever holds what others want has to say something within 50 ms.
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(10));
+            open.get("c", "k").unwrap();
+        }
+        open.rollback().unwrap();
+        waits.join().unwrap().unwrap();
+    });
+    let (_, out, _) = run(&home, &["slow-log", "--json"]);
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let put = lines.iter().find(|line| line["operation"] == "put").unwrap_or_else(|| panic!("{out}"));
+    assert_eq!((&put["cache"], &put["key"]), (&"c".into(), &"k\u{1b}".into()));
+    let (took, lock) = (put["took_us"].as_u64().unwrap(), put["lock_us"].as_u64().unwrap());
+    assert!(took >= 50_000 && lock > took / 2 && lock <= took, "{put}");
+    assert_eq!(put["pid"], std::process::id());
+    let (_, table, _) = run(&home, &["slow-log", "--slowest", "--limit", "1"]);
+    assert!(table.contains("k\\x1b") && table.contains("OPERATION"), "{table}");
+    assert!(run(&home, &["slow-log", "--longer-than", "1h"]).1.contains("nothing to show"));
+    fails(&home, &["slow-log", "--longer-than", "soon"], 2, &["250ms"]);
+    fails(&Home::new(), &["slow-log"], 69, &["kvd serve"]);
 }

@@ -15,6 +15,7 @@ pub mod store;
 pub mod testing;
 pub(crate) mod txn;
 pub mod units;
+pub(crate) mod waited;
 
 pub use embedded::Embedded;
 

@@ -206,6 +206,8 @@ labels! {
         RenewLock => "renew_lock", "[`Request::RenewLock`].";
         Unlock => "unlock", "[`Request::Unlock`].";
         Watch => "watch", "[`Request::Watch`].";
+        SlowLog => "slow_log", "[`Request::SlowLog`].";
+        Hottest => "hottest", "[`Request::Hottest`].";
     }
 }
 
@@ -265,6 +267,8 @@ impl Operation {
             Request::RenewLock { .. } => Operation::RenewLock,
             Request::Unlock { .. } => Operation::Unlock,
             Request::Watch { .. } => Operation::Watch,
+            Request::SlowLog { .. } => Operation::SlowLog,
+            Request::Hottest { .. } => Operation::Hottest,
         }
     }
 }
@@ -343,7 +347,7 @@ pub struct Metrics {
     cut: [AtomicU64; CutFor::ALL.len()],
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shard {
     operations: [PerOperation; Operation::ALL.len()],
     // By label, because the enum is open; a handful of entries.
@@ -360,6 +364,12 @@ struct PerOperation {
 fn new_histogram() -> Histogram<u64> {
     let max_ns = u64::try_from(LATENCY_MAX.as_nanos()).expect("a minute");
     Histogram::new_with_bounds(1, max_ns, LATENCY_DIGITS).expect("the bounds are constants that fit")
+}
+
+impl Default for Shard {
+    fn default() -> Shard {
+        Shard { operations: std::array::from_fn(|_| PerOperation::default()), errors: Vec::new() }
+    }
 }
 
 impl Shard {

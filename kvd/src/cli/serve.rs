@@ -91,6 +91,9 @@ pub(super) struct Args {
     /// Let members of this group connect; may be given several times
     #[arg(long, value_name = "GROUP")]
     allow_group: Vec<String>,
+    /// Requests that take longer are kept for `kvd slow-log`; 0: none
+    #[arg(long, value_name = "DURATION")]
+    slow_log_threshold: Option<String>,
     /// What is logged, as info or kvd::server=debug,info
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -117,6 +120,7 @@ impl Args {
             ("locking", self.locking),
             ("access.users", list(self.allow_user)),
             ("access.groups", list(self.allow_group)),
+            ("slow_log_threshold", self.slow_log_threshold),
             ("log", self.log),
         ];
         settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()

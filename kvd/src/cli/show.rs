@@ -177,6 +177,20 @@ impl std::fmt::Display for Numbers {
     }
 }
 
+/// A moment in UTC, to the millisecond.
+pub(super) fn time(at: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// The beginning of a key on one line, at most so many characters; … stands for the rest.
+pub(super) fn key_within(key: &[u8], chars_max: usize) -> String {
+    let shown = escape(key);
+    if shown.chars().count() <= chars_max {
+        return shown;
+    }
+    shown.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// A number in at most six characters: whole below 100,000, else in thousands, millions …
 pub(super) fn count(value: f64) -> String {
     if value < 0.0 {

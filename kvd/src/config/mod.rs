@@ -46,6 +46,8 @@ pub const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
 pub const CONNECTIONS_PER_USER_DEFAULT: usize = 512;
 /// A connection that asks nothing for this long is closed, unless configured.
 pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Requests that take this long are kept for the slow log, unless configured.
+pub const SLOW_LOG_THRESHOLD_DEFAULT: Duration = Duration::from_millis(10);
 
 /// What an unclean stop does to what a cache has on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +172,8 @@ pub struct Config {
     pub set_aside: bool,
     /// How transactions keep out of each other's way.
     pub locking: LockingMode,
+    /// Requests that take at least this long are kept for the slow log; `None`: none is.
+    pub slow_log_threshold: Option<Duration>,
     /// What is logged, for example `info` or `kvd::server=debug,info`.
     pub log: String,
     /// The template of caches created by their first write.
@@ -200,6 +204,7 @@ impl Config {
             access: Access::default(),
             set_aside: false,
             locking: LockingMode::default(),
+            slow_log_threshold: Some(SLOW_LOG_THRESHOLD_DEFAULT),
             log: "info".to_owned(),
             default: CacheConfig::of_memory(MEMORY_BYTES_DEFAULT / CACHE_MEMORY_FRACTION),
             caches: BTreeMap::new(),

@@ -48,6 +48,9 @@ pub(super) fn resolve(draft: &Draft, sources: &Sources) -> Result<Config, Config
     host.duration("idle_timeout", Duration::ZERO..=Duration::from_secs(365 * 86_400), &mut idle)?;
     config.idle_timeout = Some(idle).filter(|idle| !idle.is_zero());
     host.word("locking", &LOCKING_MODES, &mut config.locking)?;
+    let mut slow = config.slow_log_threshold.unwrap_or_default();
+    host.duration("slow_log_threshold", Duration::ZERO..=Duration::from_secs(3_600), &mut slow)?;
+    config.slow_log_threshold = Some(slow).filter(|slow| !slow.is_zero());
     if let Some(given) = host.given("log") {
         config.log.clone_from(&given.text);
     }

@@ -10,7 +10,7 @@ use super::file;
 
 /// The settings of the host and what they mean. One list for all three sources: the file's `value_max`, the
 /// environment's `KVD_VALUE_MAX` and the flag `--value-max` are the same setting.
-pub const HOST_KEYS: [(&str, &str); 14] = [
+pub const HOST_KEYS: [(&str, &str); 15] = [
     ("dir", "where the store lives; the socket too unless set"),
     ("socket", "where the daemon listens"),
     ("memory", "bound of the memory of all caches together, as 256MiB or 1g"),
@@ -23,6 +23,7 @@ pub const HOST_KEYS: [(&str, &str); 14] = [
     ("connections_per_user_max", "most connections of one user"),
     ("idle_timeout", "a connection that asks nothing for this long is closed; 0: never"),
     ("locking", "how transactions keep out of each other's way: database, key or optimistic"),
+    ("slow_log_threshold", "requests that take longer are kept for kvd slow-log; 0: none"),
     ("log", "what is logged, as info or kvd::server=debug,info"),
     ("access", "who else may connect: access.users and access.groups"),
 ];

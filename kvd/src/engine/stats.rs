@@ -99,6 +99,7 @@ impl Engine {
             ("kvd_leases_held", parties.leases as f64),
             ("kvd_named_locks_held", parties.named as f64),
             ("kvd_lock_waiters", parties.waiting as f64),
+            ("kvd_slow_requests_total", self.slow_log.total() as f64),
             ("kvd_watchers", self.watchers_count() as f64),
             ("kvd_lock_waits_total", locks.waits as f64),
             ("kvd_deadlocks_total", locks.deadlocks as f64),
