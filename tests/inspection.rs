@@ -159,3 +159,65 @@ fn slow_log_says_what_took_long_and_what_it_waited_for() {
     fails(&home, &["slow-log", "--longer-than", "soon"], 2, &["250ms"]);
     fails(&Home::new(), &["slow-log"], 69, &["kvd serve"]);
 }
+
+#[test]
+fn scan_finds_the_biggest_the_hottest_and_sums_up_by_prefix() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let client = home.client();
+    let cache = client.cache("c");
+    for n in 0..3_000_usize {
+        let key = format!("{}:{n}", ["user", "cart", "sku"][n % 3]);
+        cache.put(key, vec![0; n % 3 * 100 + n / 1_000], None).unwrap();
+    }
+    cache.put("giant", vec![0; 100_000], None).unwrap();
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let (code, out, err) = run(&home, args);
+        assert_eq!(code, 0, "{err}");
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let biggest = lines(&["scan", "c", "--biggest", "2", "--json"]);
+    assert_eq!((&biggest[0]["key"], biggest.len()), (&"giant".into(), 2));
+    assert_eq!(biggest[1]["value_bytes"], 202);
+    let (_, table, err) = run(&home, &["scan", "c", "sku:", "--biggest", "3"]);
+    assert!(table.contains("the biggest 3 of 1000 keys") && err.is_empty(), "{table}{err}");
+    let sums = lines(&["scan", "c", "--prefix-summary", "--json"]);
+    let of = |prefix: &str| sums.iter().find(|row| row["prefix"] == prefix).unwrap();
+    assert_eq!((&of("user:")["keys"], &of("sku:")["keys"]), (&1_000.into(), &1_000.into()));
+    assert_eq!(sums.last().unwrap()["kind"], "without");
+    let (_, table, _) = run(&home, &["scan", "c", "--prefix-summary", "--limit", "1"]);
+    assert!(table.contains("(all others)") && table.contains("sku:"), "{table}");
+
+    let plain =
+        kv_client::blocking::Client::builder().socket(home.socket()).shared_memory(false).build().unwrap();
+    for n in 0..2_000_usize {
+        plain.cache("c").get("sku:2").unwrap();
+        plain.cache("c").get(format!("user:{}", n % 1_000 * 3)).unwrap();
+    }
+    let hottest = lines(&["scan", "c", "--hottest", "3", "--json"]);
+    assert_eq!(hottest[0]["key"], "sku:2", "{hottest:?}");
+    assert!(hottest[0]["reads"].as_u64() > Some(100), "{hottest:?}");
+    assert!(run(&home, &["scan", "c", "cart:", "--hottest", "3"]).1.contains("nothing was read"));
+    fails(&home, &["scan", "typo", "--biggest", "3"], 4, &["typo", "kvd caches"]);
+    fails(&home, &["scan", "typo", "--hottest", "3"], 4, &["typo", "kvd caches"]);
+    fails(&home, &["scan", "c", "--hottest", "0"], 2, &["1..=256"]);
+    fails(&home, &["scan", "c", "--prefix-summary", "--separator", ""], 2, &["separator"]);
+}
+
+#[test]
+fn ping_measures_the_socket_and_shared_memory() {
+    let home = Home::new();
+    let _daemon = home.start();
+    home.client().cache("c").put("k", "v", None).unwrap();
+    let paths = json(&home, &["ping", "--histogram", "--count", "50", "--cache", "c", "k", "--json"]);
+    let (socket, shared) = (&paths[0], &paths[1]);
+    assert_eq!((&socket["path"], &socket["count"]), (&"socket".into(), &50.into()));
+    assert_eq!((&shared["path"], &shared["note"]), (&"shared".into(), &Value::Null), "{paths}");
+    assert!(shared["p50_us"].as_f64() < socket["p50_us"].as_f64(), "{paths}");
+    let (_, out, _) = run(&home, &["ping", "--histogram", "--count", "20", "--interval", "1ms"]);
+    assert!(out.contains("SOCKET: 20 times") && out.contains("p99.9") && out.contains('#'), "{out}");
+    assert!(json(&home, &["ping", "--json"])["answer_us"].is_u64());
+    fails(&home, &["ping", "--histogram", "--cache", "typo", "k"], 4, &["typo", "kvd caches"]);
+    fails(&home, &["ping", "--histogram", "--interval", "5"], 2, &["5ms"]);
+    fails(&Home::new(), &["ping", "--histogram"], 69, &["kvd serve"]);
+}
