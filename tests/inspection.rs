@@ -221,3 +221,20 @@ fn ping_measures_the_socket_and_shared_memory() {
     fails(&home, &["ping", "--histogram", "--interval", "5"], 2, &["5ms"]);
     fails(&Home::new(), &["ping", "--histogram"], 69, &["kvd serve"]);
 }
+
+#[test]
+fn top_prints_a_frame_or_json_and_says_that_it_needs_a_terminal() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let client = home.client();
+    client.cache("c").put("k", "v", None).unwrap();
+    let (code, frame, err) = run(&home, &["top", "--once", "--size", "100x20"]);
+    assert_eq!((code, frame.lines().count()), (0, 20), "{frame}{err}");
+    assert!(frame.contains("READS/s") && frame.contains("1 caches: 1"), "{frame}");
+    let figures = json(&home, &["top", "--json"]);
+    assert_eq!(figures["caches"][0]["cache"], "c");
+    assert!(figures["clients"].as_array().unwrap().iter().any(|client| client["name"] == "kvd command line"));
+    fails(&home, &["top"], 2, &["needs a terminal", "--once"]);
+    fails(&home, &["top", "--once", "--size", "5x5"], 2, &["80x24"]);
+    fails(&Home::new(), &["top", "--once"], 69, &["kvd serve"]);
+}

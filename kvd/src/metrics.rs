@@ -140,7 +140,8 @@ pub(crate) fn histogram_rows(
     }
     let all = histogram.len() as f64;
     rows.push(MetricRow { name: names.bucket, labels: labels(Some(("le", "+Inf"))), value: all });
-    for (quantile, text) in QUANTILES {
+    // Of nothing there is no quantile.
+    for (quantile, text) in QUANTILES.into_iter().filter(|_| !histogram.is_empty()) {
         let value = scale.shown(histogram.value_at_quantile(quantile) as f64);
         rows.push(MetricRow { name: names.family, labels: labels(Some(("quantile", text))), value });
     }
@@ -492,19 +493,25 @@ impl Metrics {
     }
 
     fn operation_rows(&self, operation: Operation, rows: &mut Vec<MetricRow>) {
-        let mut merged = new_histogram();
+        let mut merged: Option<Histogram<u64>> = None;
         let mut latency_sum = Duration::ZERO;
         for shard in &self.shards {
             let shard = shard.lock();
             let one = &shard.operations[operation as usize];
             latency_sum += one.latency_sum;
             if let Some(latency_ns) = &one.latency_ns {
-                merged.add(&**latency_ns).expect("all histograms have the same bounds");
+                match &mut merged {
+                    None => merged = Some((**latency_ns).clone()),
+                    Some(merged) => {
+                        merged.add(&**latency_ns).expect("all histograms have the same bounds");
+                    }
+                }
             }
         }
         let label = Some(("operation", operation.label()));
-        rows.push(MetricRow::new("kvd_requests_total", label, merged.len() as f64));
-        if !merged.is_empty() {
+        let total = merged.as_ref().map_or(0, Histogram::len);
+        rows.push(MetricRow::new("kvd_requests_total", label, total as f64));
+        if let Some(merged) = merged {
             let sum = Some(latency_sum.as_secs_f64());
             histogram_rows(REQUEST_SECONDS, label, &merged, Scale::Nanoseconds, sum, rows);
         }

@@ -27,6 +27,7 @@ mod slow_log;
 mod stats;
 mod sync;
 mod take;
+mod top;
 mod watch;
 
 use std::process::ExitCode;
@@ -87,6 +88,7 @@ enum Command {
     #[command(name = "slow-log")]
     SlowLog(slow_log::Args),
     Watch(watch::Args),
+    Top(top::Args),
     Rollback(rollback::Args),
     Sync(sync::Args),
     Ping(ping::Args),
@@ -115,6 +117,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Locks(args) => locks::run(&common, &args),
         Command::SlowLog(args) => slow_log::run(&common, &args),
         Command::Watch(args) => watch::run(&common, &args),
+        Command::Top(args) => top::run(&common, &args),
         Command::Rollback(args) => rollback::run(&common, &args),
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),

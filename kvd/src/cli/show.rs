@@ -191,6 +191,14 @@ pub(super) fn key_within(key: &[u8], chars_max: usize) -> String {
     shown.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// A time without what is below a second.
+pub(super) fn whole_seconds(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        0 => "0s".to_owned(),
+        seconds => kvd::units::show_duration(std::time::Duration::from_secs(seconds)),
+    }
+}
+
 /// A number in at most six characters: whole below 100,000, else in thousands, millions …
 pub(super) fn count(value: f64) -> String {
     if value < 0.0 {

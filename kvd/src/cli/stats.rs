@@ -93,6 +93,13 @@ impl<'a> Figures<'a> {
         self.rows(name).iter().find(fits).map(|metric| metric.value)
     }
 
+    /// The rows with these labels among their own, by the value of another one.
+    pub(super) fn by_label(&self, name: &str, labels: &[(&str, &str)], by: &str) -> Vec<(&'a str, f64)> {
+        let fits = |metric: &&&Metric| labels.iter().all(|(name, value)| label(metric, name) == Some(value));
+        let rows = self.rows(name).iter().filter(fits);
+        rows.filter_map(|metric| Some((label(metric, by)?, metric.value))).collect()
+    }
+
     pub(super) fn of_cache(&self, name: &str, cache: &str) -> f64 {
         self.with(name, &[("cache", cache)]).unwrap_or(0.0)
     }

@@ -110,6 +110,17 @@ pub struct Stats {
     pub flush_records: hdrhistogram::Histogram<u64>,
 }
 
+/// Flushes that take longer count as this: ten minutes, in microseconds.
+const FLUSH_US_MAX: u64 = 600_000_000;
+/// Flushes of more records count as this.
+const FLUSH_RECORDS_MAX: u64 = 1 << 30;
+
+/// A histogram of two digits. With bounds from the start: one that grows does so for `record` only, and `saturating_record` would
+/// count everything as its first, tiny bound.
+fn histogram_up_to(most: u64) -> hdrhistogram::Histogram<u64> {
+    hdrhistogram::Histogram::new_with_bounds(1, most, 2).expect("the bounds are constants that fit")
+}
+
 impl Store {
     /// Opens the store and starts its flush thread.
     ///
@@ -179,8 +190,8 @@ impl Store {
             tree_bytes: Mutex::new(opened.state.tree_bytes.clone()),
             disk_bytes_max: Mutex::default(),
             hooks: RwLock::new(None),
-            flush_us: Mutex::new(hdrhistogram::Histogram::new(2).expect("two digits are allowed")),
-            flush_records: Mutex::new(hdrhistogram::Histogram::new(2).expect("two digits are allowed")),
+            flush_us: Mutex::new(histogram_up_to(FLUSH_US_MAX)),
+            flush_records: Mutex::new(histogram_up_to(FLUSH_RECORDS_MAX)),
             gauges,
         };
         let shared = Arc::new(shared);
