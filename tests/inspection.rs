@@ -1,6 +1,7 @@
 //! What those who look after a daemon look at: each command against a daemon process, its JSON, and how it fails.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -237,4 +238,52 @@ fn top_prints_a_frame_or_json_and_says_that_it_needs_a_terminal() {
     fails(&home, &["top"], 2, &["needs a terminal", "--once"]);
     fails(&home, &["top", "--once", "--size", "5x5"], 2, &["80x24"]);
     fails(&Home::new(), &["top", "--once"], 69, &["kvd serve"]);
+}
+
+/// What an HTTP server says to `request`; all of it until it closes.
+fn http(stream: &mut (impl Read + Write), request: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn prometheus_scrapes_a_unix_socket_or_the_loopback_interface() {
+    let mut home = Home::new();
+    let socket = home.path().join("metrics.sock");
+    home.add_flags(&["--metrics-listen", socket.to_str().unwrap()]);
+    let daemon = home.start();
+    home.client().cache("c").put("k", "v", None).unwrap();
+    let connect = || UnixStream::connect(&socket).unwrap();
+    let page = http(&mut connect(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.contains("text/plain; version=0.0.4"), "{page}");
+    assert!(page.contains("kvd_cache_writes_total{cache=\"c\"} 1\n"), "{page}");
+    assert!(http(&mut connect(), "GET / HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(http(&mut connect(), "POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 405"));
+    // Those who say nothing have their slots for a bounded time, and clients do not notice.
+    let mut silent: Vec<_> = (0..20).map(|_| connect()).collect();
+    home.client().ping().unwrap();
+    for stream in &mut silent {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut rest = Vec::new();
+        assert!(stream.read_to_end(&mut rest).is_ok(), "a silent scraper is never cut off");
+    }
+    assert!(http(&mut connect(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200"));
+    daemon.stop();
+    assert!(!socket.exists(), "the socket is left behind");
+
+    let home = Home::with(&["--metrics-listen", "127.0.0.1:0", "--log-format", "json"]);
+    let (status, log) = home.start().stop();
+    assert!(status.success());
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let place = "metrics for Prometheus at http://127.0.0.1:";
+    assert!(
+        lines.iter().any(|line| line["message"].as_str().is_some_and(|said| said.starts_with(place))),
+        "{log}"
+    );
+
+    let output = Home::with(&["--metrics-listen", "0.0.0.0:9464"]).serve().output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("from elsewhere"), "{}", text(&output.stderr));
 }

@@ -284,6 +284,30 @@ mod tests {
     }
 
     #[test]
+    fn alert_rules_name_only_metrics_that_exist() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/alerts.yml");
+        let rules = std::fs::read_to_string(path).unwrap();
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let named: BTreeSet<_> = rules
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(|line| line.split(|c| !is_word(c)))
+            .filter(|word| word.starts_with("kvd_") || word.starts_with("process_"))
+            .collect();
+        assert!(named.len() > 10, "{named:?}");
+        for name in named {
+            let family = family_of(name).unwrap_or_else(|| panic!("no metric is called {name}"));
+            assert!(
+                family.kind != Histogram || name != family.name,
+                "{name} is a histogram: name its buckets"
+            );
+        }
+        // An alert that nobody can act upon only wakes people.
+        let count = |what: &str| rules.lines().filter(|line| line.trim_start().starts_with(what)).count();
+        assert_eq!(count("- alert:"), count("action:"));
+    }
+
+    #[test]
     fn every_row_is_described_and_every_description_has_rows() {
         let server = crate::testing::server();
         let client = server.client();

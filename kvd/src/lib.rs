@@ -8,6 +8,7 @@ pub mod embedded;
 pub mod engine;
 pub mod exposition;
 pub mod lock;
+pub mod logging;
 pub mod metrics;
 pub(crate) mod process;
 pub mod server;
