@@ -287,3 +287,61 @@ fn prometheus_scrapes_a_unix_socket_or_the_loopback_interface() {
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("from elsewhere"), "{}", text(&output.stderr));
 }
+
+/// The findings of `kvd doctor` for a home, and its exit code.
+fn doctor(home: &Home) -> (i32, Vec<Value>) {
+    let dir = home.path().display().to_string();
+    let (code, out, err) = run(home, &["doctor", "--dir", &dir, "--json"]);
+    (code, serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}")))
+}
+
+fn found<'a>(findings: &'a [Value], level: &str, what: &str) -> Option<&'a Value> {
+    findings
+        .iter()
+        .find(|one| one["level"] == level && one["what"].as_str().is_some_and(|text| text.contains(what)))
+}
+
+#[test]
+fn doctor_finds_what_is_wrong_and_says_what_to_do_with_the_daemon_up_and_down() {
+    let home = Home::new();
+    let daemon = home.start();
+    let plain = kv_client::blocking::Client::builder().socket(home.socket()).shared_memory(false).name("app");
+    let plain = plain.build().unwrap();
+    plain.cache("c").put("k", "v", None).unwrap();
+    let (code, findings) = doctor(&home);
+    for what in [
+        "valid: store in",
+        "answers, up",
+        "healthy",
+        "the store is held by pid",
+        "somebody listens",
+        "free at",
+    ] {
+        assert!(found(&findings, "ok", what).is_some(), "{what}: {findings:#?}");
+    }
+    assert!(code < 2, "{findings:#?}");
+    assert!(findings.iter().all(|one| one["level"] == "ok" || one["do"].is_string()), "{findings:#?}");
+
+    // Stopped: somebody has the store and says nothing.
+    daemon.signal(Signal::SIGSTOP);
+    let dir = home.path().display().to_string();
+    let (code, out, _) = run(&home, &["--timeout", "300ms", "doctor", "--dir", &dir, "--quiet"]);
+    assert!(code == 2 && out.contains("but no daemon answers") && out.contains("-> it is starting"), "{out}");
+    daemon.signal(Signal::SIGCONT);
+
+    // Killed: the socket is stale, and that is all.
+    daemon.kill();
+    let stale = || doctor(&home).1;
+    wait_for(SOON, "the lock to be free", || found(&stale(), "ok", "nobody holds the store").map(drop));
+    assert!(found(&stale(), "warning", "is stale").is_some());
+
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(home.path(), open).unwrap();
+    let (code, findings) = doctor(&home);
+    assert!(code == 2 && found(&findings, "error", "written by others").is_some(), "{findings:#?}");
+
+    let file = home.path().join("kvd.toml");
+    std::fs::write(&file, "memory = \"8 apples\"\n").unwrap();
+    let (code, out, _) = run(&home, &["doctor", "--config", file.to_str().unwrap()]);
+    assert!(code == 2 && out.contains("8 apples"), "{out}");
+}

@@ -11,6 +11,7 @@ mod common;
 mod completions;
 mod delete;
 mod describe;
+mod doctor;
 mod drop;
 mod expire;
 mod failure;
@@ -88,6 +89,7 @@ enum Command {
     #[command(name = "slow-log")]
     SlowLog(slow_log::Args),
     Watch(watch::Args),
+    Doctor(doctor::Args),
     Top(top::Args),
     Rollback(rollback::Args),
     Sync(sync::Args),
@@ -117,6 +119,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Locks(args) => locks::run(&common, &args),
         Command::SlowLog(args) => slow_log::run(&common, &args),
         Command::Watch(args) => watch::run(&common, &args),
+        Command::Doctor(args) => doctor::run(&common, &args),
         Command::Top(args) => top::run(&common, &args),
         Command::Rollback(args) => rollback::run(&common, &args),
         Command::Sync(args) => sync::run(&common, &args),
