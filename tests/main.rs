@@ -11,6 +11,7 @@ mod fair;
 mod herd;
 mod holders;
 mod hostile;
+mod inspection;
 mod intruder;
 mod leases;
 mod life;

@@ -63,6 +63,11 @@ impl Home {
         home
     }
 
+    /// Gives its daemons more flags.
+    pub(crate) fn add_flags(&mut self, flags: &[&str]) {
+        self.flags.extend(flags.iter().map(|&flag| flag.to_owned()));
+    }
+
     /// Lets the daemon live in another directory.
     pub(crate) fn keep_in(&mut self, dir: &Path) {
         self.elsewhere = Some(dir.to_owned());

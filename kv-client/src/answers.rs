@@ -501,6 +501,96 @@ impl TransactionInfo {
     }
 }
 
+/// What the daemon remembers of requests that took long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowLog {
+    /// What counts as slow; `None`: nothing does.
+    pub threshold: Option<Duration>,
+    /// How many there were since the daemon's start.
+    pub total: u64,
+    /// Those that were asked for, as far as they are remembered.
+    pub requests: Vec<SlowRequest>,
+}
+
+/// A request that took long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlowRequest {
+    /// What was asked, as in the labels of [`Metric`].
+    pub operation: String,
+    /// The cache; empty: none was named.
+    pub cache: String,
+    /// The beginning of its first key, or of the tag, prefix or lock that it names instead.
+    pub key: Vec<u8>,
+    /// The length of the whole key.
+    pub key_bytes: u32,
+    /// The connection, as in [`ClientInfo::id`].
+    pub client: u64,
+    /// What its client calls itself.
+    pub name: String,
+    /// Its user, when it connected.
+    pub uid: u32,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// When it was answered, by the daemon's clock.
+    pub ended: SystemTime,
+    /// How long it took, the waits included.
+    pub took: Duration,
+    /// How long it waited for locks, leases and named locks that others held.
+    pub waited_lock: Duration,
+    /// How long it waited for the disk.
+    pub waited_disk: Duration,
+    /// The kind of its error.
+    pub failure: Option<String>,
+}
+
+impl SlowRequest {
+    pub(crate) fn from_wire(request: &wire::SlowRequest<'_>) -> SlowRequest {
+        let since_1970 = Duration::from_millis(u64::try_from(request.ended_ms).unwrap_or(0));
+        SlowRequest {
+            operation: request.operation.to_owned(),
+            cache: request.cache.to_owned(),
+            key: request.key.0.to_vec(),
+            key_bytes: request.key_bytes,
+            client: request.client,
+            name: request.name.to_owned(),
+            uid: request.uid,
+            pid: request.pid,
+            ended: SystemTime::UNIX_EPOCH + since_1970,
+            took: Duration::from_micros(request.took_us),
+            waited_lock: Duration::from_micros(request.lock_us),
+            waited_disk: Duration::from_micros(request.disk_us),
+            failure: request.failure.map(str::to_owned),
+        }
+    }
+}
+
+/// A key that is read often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HotKey {
+    /// The cache.
+    pub cache: String,
+    /// The key.
+    pub key: Vec<u8>,
+    /// Reads of the last seconds, estimated from a sample; to be compared with those of other keys.
+    pub reads: u64,
+    /// Length of the value, in bytes.
+    pub value_bytes: u32,
+}
+
+impl HotKey {
+    pub(crate) fn from_wire(key: &wire::HotKey<'_>) -> HotKey {
+        HotKey {
+            cache: key.cache.to_owned(),
+            key: key.key.0.to_vec(),
+            reads: key.reads,
+            value_bytes: key.value_bytes,
+        }
+    }
+}
+
 /// Something that happened to a watched cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

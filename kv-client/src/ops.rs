@@ -8,12 +8,13 @@ use kv_proto::limits::{
     TAG_BYTES_MAX, TAGS_MAX, VALUE_BYTES_MAX,
 };
 use kv_proto::wire::{
-    self, Bytes, Condition, Durability, Effect, Envelope, Expect, Request, Response, Scope, Want, encode_into,
+    self, Bytes, Condition, Durability, Effect, Envelope, Expect, Request, Response, Scope, SlowOrder, Want,
+    encode_into,
 };
 
 use crate::answers::{
-    CacheInfo, Change, ClientInfo, Committed, Entry, Freshness, Life, Metric, Page, PutOutcome,
-    TransactionInfo, Transactions,
+    CacheInfo, Change, ClientInfo, Committed, Entry, Freshness, HotKey, Life, Metric, Page, PutOutcome,
+    SlowLog, SlowRequest, TransactionInfo, Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
@@ -545,6 +546,33 @@ pub(crate) fn renew_lock(fence: u64, safe: std::time::Duration) -> Call<()> {
 
 pub(crate) fn unlock(fence: u64) -> Call<()> {
     Call::new(Request::Unlock { fence }, Lane::Waits, Repeat::Never, read_done)
+}
+
+/// At most so many slow requests that took at least `longer_than`.
+pub(crate) fn slow_log(
+    order: SlowOrder,
+    requests_max: u32,
+    longer_than: std::time::Duration,
+) -> Call<SlowLog> {
+    let longer_than_us = u64::try_from(longer_than.as_micros()).unwrap_or(u64::MAX);
+    let request = Request::SlowLog { order, requests_max, longer_than_us };
+    Call::new(request, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::SlowRequests { threshold_us, total, requests } => Ok(SlowLog {
+            threshold: threshold_us.map(std::time::Duration::from_micros),
+            total,
+            requests: requests.iter().map(SlowRequest::from_wire).collect(),
+        }),
+        other => Err(unexpected("the slow log", &other)),
+    })
+}
+
+pub(crate) fn hottest(cache: Option<&str>, keys_max: u32) -> Result<Call<Vec<HotKey>>> {
+    cache.map_or(Ok(()), check_cache)?;
+    let request = Request::Hottest { cache, keys_max };
+    Ok(Call::new(request, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::HotKeys(keys) => Ok(keys.iter().map(HotKey::from_wire).collect()),
+        other => Err(unexpected("the hottest keys", &other)),
+    }))
 }
 
 pub(crate) fn watch(cache: Option<&str>, prefix: &[u8]) -> Result<Call<()>> {

@@ -81,6 +81,15 @@ pub const WATCH_BYTES_MAX: usize = 1 << 20;
 /// Watchers at once. Beyond: `Unavailable`.
 pub const WATCHERS_MAX: usize = 256;
 
+/// Slow requests that the daemon remembers because they are new …
+pub const SLOW_NEWEST_MAX: usize = 256;
+/// … and because they took longest. Beyond: the oldest, or the fastest, is forgotten.
+pub const SLOW_SLOWEST_MAX: usize = 128;
+/// Of a slow request's key the daemon remembers so many bytes. Beyond: cut.
+pub const SLOW_KEY_BYTES_MAX: usize = 64;
+/// Most keys an answer of `hottest`. A larger wish is cut to this.
+pub const HOT_KEYS_MAX: usize = 256;
+
 /// Bytes of a frame beyond keys and values: header, options, tags.
 pub const FRAME_OVERHEAD_MAX: usize = 4_096;
 /// Longest frame before the hello was accepted. Beyond: the connection is closed.

@@ -4,8 +4,9 @@
 
 use kv_proto::wire::{
     Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
-    Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request,
-    Response, ScanItem, Scope, Sliding, TransactionInfo, Want, Wanted, Welcome, What, WireError, Write,
+    Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath,
+    Request, Response, ScanItem, Scope, Sliding, SlowOrder, SlowRequest, TransactionInfo, Want, Wanted,
+    Welcome, What, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,8 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("unlock", Request::Unlock { fence: 300 }),
         ("watch", Request::Watch { cache: Some(cache), prefix: b"p" }),
         ("watch_all", Request::Watch { cache: None, prefix: b"" }),
+        ("slow_log", Request::SlowLog { order: SlowOrder::Slowest, requests_max: 300, longer_than_us: 400 }),
+        ("hottest", Request::Hottest { cache: Some(cache), keys_max: 300 }),
     ]
 }
 
@@ -200,6 +203,21 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         What::ClearedTag { tag: b"t", effect: Effect::Stale },
         What::Dropped,
     ];
+    let slow = SlowRequest {
+        operation: "get",
+        cache: "c",
+        key: Bytes(b"k"),
+        key_bytes: 300,
+        client: 4,
+        name: "n",
+        uid: 5,
+        pid: 6,
+        ended_ms: 7,
+        took_us: 800,
+        lock_us: 900,
+        disk_us: 1_000,
+        failure: Some("timeout"),
+    };
     let changes = what.into_iter().map(|what| Change { version: 300, cache: "c", what }).collect();
     vec![
         ("done", Response::Done),
@@ -226,6 +244,14 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("busy", Response::Busy { holder: "h" }),
         ("watching", Response::Watching),
         ("changes", Response::Changes { changes, missed: 300 }),
+        (
+            "slow_requests",
+            Response::SlowRequests { threshold_us: Some(300), total: 400, requests: vec![slow] },
+        ),
+        (
+            "hot_keys",
+            Response::HotKeys(vec![HotKey { cache: "c", key: Bytes(b"k"), reads: 300, value_bytes: 400 }]),
+        ),
     ]
 }
 
@@ -274,6 +300,8 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request unlock", "04000000001dac02"),
     ("request watch", "07000000001e0101630170"),
     ("request watch_all", "04000000001e0000"),
+    ("request slow_log", "07000000001f01ac029003"),
+    ("request hottest", "070000000020010163ac02"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -304,6 +332,11 @@ const GOLDEN: &[(&str, &str)] = &[
         "response changes",
         "2f0000001706ac02016300016bac02ac02016301016bac0201630201ac02016303017000ac02016304017401ac02016305ac02",
     ),
+    (
+        "response slow_requests",
+        "260000001801ac02900301036765740163016bac0204016e05060ea0068407e807010774696d656f7574",
+    ),
+    ("response hot_keys", "0a00000019010163016bac029003"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END
@@ -399,7 +432,7 @@ fn a_giant_length_is_refused_before_its_body_is_awaited() {
 
 #[test]
 fn an_unknown_variant_is_malformed() {
-    for variant in [200_u8, 127, 31] {
+    for variant in [200_u8, 127, 33] {
         let frame = [0, variant, 0, 0, 0, 0];
         assert!(matches!(decode::<Envelope<'_>>(&frame), Err(FrameError::Malformed { .. })), "{variant}");
     }

@@ -6,13 +6,17 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod engine;
+pub mod exposition;
 pub mod lock;
+pub mod logging;
 pub mod metrics;
+pub(crate) mod process;
 pub mod server;
 pub mod store;
 pub mod testing;
 pub(crate) mod txn;
 pub mod units;
+pub(crate) mod waited;
 
 pub use embedded::Embedded;
 

@@ -21,6 +21,140 @@ const LATENCY_DIGITS: u8 = 2;
 const QUANTILES: [(f64, &str); 5] =
     [(0.5, "0.5"), (0.9, "0.9"), (0.99, "0.99"), (0.999, "0.999"), (1.0, "1")];
 
+/// Upper bounds of the latency buckets that `stats` shows, in nanoseconds, and as Prometheus writes them in seconds. 1, 2.5, 5 a
+/// decade: what a dashboard interpolates between them is at most 2.5 times off; people get the quantiles themselves.
+const LATENCY_BUCKETS_NS: [(u64, &str); 19] = [
+    (10_000, "0.00001"),
+    (25_000, "0.000025"),
+    (50_000, "0.00005"),
+    (100_000, "0.0001"),
+    (250_000, "0.00025"),
+    (500_000, "0.0005"),
+    (1_000_000, "0.001"),
+    (2_500_000, "0.0025"),
+    (5_000_000, "0.005"),
+    (10_000_000, "0.01"),
+    (25_000_000, "0.025"),
+    (50_000_000, "0.05"),
+    (100_000_000, "0.1"),
+    (250_000_000, "0.25"),
+    (500_000_000, "0.5"),
+    (1_000_000_000, "1"),
+    (2_500_000_000, "2.5"),
+    (5_000_000_000, "5"),
+    (10_000_000_000, "10"),
+];
+/// Upper bounds of the buckets of counts, such as records a flush.
+const COUNT_BUCKETS: [(u64, &str); 13] = [
+    (1, "1"),
+    (2, "2"),
+    (4, "4"),
+    (8, "8"),
+    (16, "16"),
+    (32, "32"),
+    (64, "64"),
+    (128, "128"),
+    (256, "256"),
+    (1_024, "1024"),
+    (4_096, "4096"),
+    (16_384, "16384"),
+    (65_536, "65536"),
+];
+
+/// The names of a histogram's rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HistogramNames {
+    /// The family; quantiles, for people, have its name.
+    pub(crate) family: &'static str,
+    pub(crate) bucket: &'static str,
+    pub(crate) sum: &'static str,
+    pub(crate) count: &'static str,
+}
+
+macro_rules! histogram_names {
+    ($name:literal) => {
+        $crate::metrics::HistogramNames {
+            family: $name,
+            bucket: concat!($name, "_bucket"),
+            sum: concat!($name, "_sum"),
+            count: concat!($name, "_count"),
+        }
+    };
+}
+pub(crate) use histogram_names;
+
+const REQUEST_SECONDS: HistogramNames = histogram_names!("kvd_request_seconds");
+
+/// What the values of a histogram count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scale {
+    /// Nanoseconds.
+    Nanoseconds,
+    /// Microseconds.
+    Microseconds,
+    /// Things.
+    Count,
+}
+
+impl Scale {
+    /// What a value is in the row: seconds, or things.
+    fn shown(self, value: f64) -> f64 {
+        match self {
+            Scale::Nanoseconds => value / 1e9,
+            Scale::Microseconds => value / 1e6,
+            Scale::Count => value,
+        }
+    }
+
+    /// Upper bounds in the histogram's own unit, and as they are written.
+    fn buckets(self) -> impl Iterator<Item = (u64, &'static str)> {
+        let (bounds, divisor): (&[(u64, &str)], u64) = match self {
+            Scale::Nanoseconds => (&LATENCY_BUCKETS_NS, 1),
+            Scale::Microseconds => (&LATENCY_BUCKETS_NS, 1_000),
+            Scale::Count => (&COUNT_BUCKETS, 1),
+        };
+        bounds.iter().map(move |(bound, text)| (bound / divisor, *text))
+    }
+}
+
+/// Appends a distribution: buckets for Prometheus, quantiles for people, sum and count. `sum` in the row's unit; `None`: as
+/// exactly as the histogram knows it.
+pub(crate) fn histogram_rows(
+    names: HistogramNames,
+    label: Option<(&'static str, &str)>,
+    histogram: &Histogram<u64>,
+    scale: Scale,
+    sum: Option<f64>,
+    rows: &mut Vec<MetricRow>,
+) {
+    let labels = |more: Option<(&'static str, &str)>| {
+        label.into_iter().chain(more).map(|(name, value)| (name, value.to_owned())).collect::<Vec<_>>()
+    };
+    let mut recorded = histogram.iter_recorded().peekable();
+    let mut below = 0;
+    for (bound, text) in scale.buckets() {
+        while let Some(step) = recorded.next_if(|step| step.value_iterated_to() <= bound) {
+            below += step.count_since_last_iteration();
+        }
+        rows.push(MetricRow { name: names.bucket, labels: labels(Some(("le", text))), value: below as f64 });
+    }
+    let all = histogram.len() as f64;
+    rows.push(MetricRow { name: names.bucket, labels: labels(Some(("le", "+Inf"))), value: all });
+    // Of nothing there is no quantile.
+    for (quantile, text) in QUANTILES.into_iter().filter(|_| !histogram.is_empty()) {
+        let value = scale.shown(histogram.value_at_quantile(quantile) as f64);
+        rows.push(MetricRow { name: names.family, labels: labels(Some(("quantile", text))), value });
+    }
+    let sum = sum.unwrap_or_else(|| {
+        let of_step = |step: hdrhistogram::iterators::IterationValue<u64>| {
+            step.value_iterated_to() as f64 * step.count_since_last_iteration() as f64
+        };
+        scale.shown(histogram.iter_recorded().map(of_step).sum())
+    });
+    rows.push(MetricRow { name: names.sum, labels: labels(None), value: sum });
+    rows.push(MetricRow { name: names.count, labels: labels(None), value: all });
+}
+
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($variant:ident => $label:literal, $vdoc:literal;)+ }) => {
         $(#[$doc])*
@@ -73,6 +207,8 @@ labels! {
         RenewLock => "renew_lock", "[`Request::RenewLock`].";
         Unlock => "unlock", "[`Request::Unlock`].";
         Watch => "watch", "[`Request::Watch`].";
+        SlowLog => "slow_log", "[`Request::SlowLog`].";
+        Hottest => "hottest", "[`Request::Hottest`].";
     }
 }
 
@@ -132,6 +268,8 @@ impl Operation {
             Request::RenewLock { .. } => Operation::RenewLock,
             Request::Unlock { .. } => Operation::Unlock,
             Request::Watch { .. } => Operation::Watch,
+            Request::SlowLog { .. } => Operation::SlowLog,
+            Request::Hottest { .. } => Operation::Hottest,
         }
     }
 }
@@ -210,7 +348,7 @@ pub struct Metrics {
     cut: [AtomicU64; CutFor::ALL.len()],
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shard {
     operations: [PerOperation; Operation::ALL.len()],
     // By label, because the enum is open; a handful of entries.
@@ -227,6 +365,12 @@ struct PerOperation {
 fn new_histogram() -> Histogram<u64> {
     let max_ns = u64::try_from(LATENCY_MAX.as_nanos()).expect("a minute");
     Histogram::new_with_bounds(1, max_ns, LATENCY_DIGITS).expect("the bounds are constants that fit")
+}
+
+impl Default for Shard {
+    fn default() -> Shard {
+        Shard { operations: std::array::from_fn(|_| PerOperation::default()), errors: Vec::new() }
+    }
 }
 
 impl Shard {
@@ -313,7 +457,7 @@ impl Metrics {
         let number = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
         let mut rows = Vec::with_capacity(256);
         rows.push(MetricRow::new("kvd_connections", None, self.connections() as f64));
-        rows.push(MetricRow::new("kvd_connections_total", None, number(&self.connections_total)));
+        rows.push(MetricRow::new("kvd_connections_accepted_total", None, number(&self.connections_total)));
         for reason in RefusedFor::ALL {
             let label = Some(("reason", reason.label()));
             rows.push(MetricRow::new(
@@ -349,30 +493,28 @@ impl Metrics {
     }
 
     fn operation_rows(&self, operation: Operation, rows: &mut Vec<MetricRow>) {
-        let mut merged = new_histogram();
+        let mut merged: Option<Histogram<u64>> = None;
         let mut latency_sum = Duration::ZERO;
         for shard in &self.shards {
             let shard = shard.lock();
             let one = &shard.operations[operation as usize];
             latency_sum += one.latency_sum;
             if let Some(latency_ns) = &one.latency_ns {
-                merged.add(&**latency_ns).expect("all histograms have the same bounds");
+                match &mut merged {
+                    None => merged = Some((**latency_ns).clone()),
+                    Some(merged) => {
+                        merged.add(&**latency_ns).expect("all histograms have the same bounds");
+                    }
+                }
             }
         }
-        let label = ("operation", operation.label());
-        rows.push(MetricRow::new("kvd_requests_total", Some(label), merged.len() as f64));
-        if merged.is_empty() {
-            return;
+        let label = Some(("operation", operation.label()));
+        let total = merged.as_ref().map_or(0, Histogram::len);
+        rows.push(MetricRow::new("kvd_requests_total", label, total as f64));
+        if let Some(merged) = merged {
+            let sum = Some(latency_sum.as_secs_f64());
+            histogram_rows(REQUEST_SECONDS, label, &merged, Scale::Nanoseconds, sum, rows);
         }
-        for (quantile, name) in QUANTILES {
-            rows.push(MetricRow {
-                name: "kvd_request_seconds",
-                labels: vec![(label.0, label.1.to_owned()), ("quantile", name.to_owned())],
-                value: merged.value_at_quantile(quantile) as f64 / 1e9,
-            });
-        }
-        rows.push(MetricRow::new("kvd_request_seconds_sum", Some(label), latency_sum.as_secs_f64()));
-        rows.push(MetricRow::new("kvd_request_seconds_count", Some(label), merged.len() as f64));
     }
 }
 
@@ -432,7 +574,7 @@ mod tests {
         metrics.refused(RefusedFor::Denied);
         let rows = metrics.rows();
         assert_eq!(value(&rows, "kvd_connections", &[]), 1.0);
-        assert_eq!(value(&rows, "kvd_connections_total", &[]), 2.0);
+        assert_eq!(value(&rows, "kvd_connections_accepted_total", &[]), 2.0);
         assert_eq!(value(&rows, "kvd_connections_refused_total", &["denied"]), 1.0);
         assert_eq!(rows[0].as_wire().name, "kvd_connections");
     }

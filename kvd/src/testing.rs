@@ -81,6 +81,12 @@ impl TestServer {
         &self.clock
     }
 
+    /// What serves its requests.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// A blocking client of it.
     ///
     /// # Panics

@@ -2,8 +2,12 @@
 //!
 //! Made by [`Client::admin`]; the command line uses it.
 
+use std::time::Duration;
+
+use kv_proto::wire::SlowOrder;
+
 use super::client::Client;
-use crate::answers::{CacheInfo, ClientInfo, Metric, Transactions};
+use crate::answers::{CacheInfo, ClientInfo, HotKey, Metric, SlowLog, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -112,6 +116,52 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn roll_back(&self, number: u64) -> Result<bool> {
         self.client.call(ops::rollback(number)).await
+    }
+
+    /// Requests that took at least `longer_than`, at most so many: as far as the daemon remembers them.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use std::time::Duration;
+    /// let log = client.admin().slow_log(kv_client::SlowOrder::Slowest, 10, Duration::from_millis(50)).await?;
+    /// assert!(log.requests.iter().all(|request| request.took >= Duration::from_millis(50)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn slow_log(
+        &self,
+        order: SlowOrder,
+        requests_max: u32,
+        longer_than: Duration,
+    ) -> Result<SlowLog> {
+        self.client.call(ops::slow_log(order, requests_max, longer_than)).await
+    }
+
+    /// The keys in memory that were read most lately, of one cache or of all that this user may use; at most so many.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).shared_memory(false).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// client.cache("product").get("42").await?;
+    /// let hottest = client.admin().hottest(Some("product"), 10).await?;
+    /// assert_eq!(hottest[0].key, b"42");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn hottest(&self, cache: Option<&str>, keys_max: u32) -> Result<Vec<HotKey>> {
+        self.client.call(ops::hottest(cache, keys_max)?).await
     }
 
     /// As [`Client::ping`].

@@ -2,8 +2,12 @@
 //!
 //! Made by [`Client::admin`]; the command line uses it.
 
+use std::time::Duration;
+
+use kv_proto::wire::SlowOrder;
+
 use super::client::Client;
-use crate::answers::{CacheInfo, ClientInfo, Metric, Transactions};
+use crate::answers::{CacheInfo, ClientInfo, HotKey, Metric, SlowLog, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -97,6 +101,41 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn roll_back(&self, number: u64) -> Result<bool> {
         self.client.call(ops::rollback(number))
+    }
+
+    /// Requests that took at least `longer_than`, at most so many: as far as the daemon remembers them.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use std::time::Duration;
+    /// let log = client.admin().slow_log(kv_client::SlowOrder::Slowest, 10, Duration::from_millis(50))?;
+    /// assert!(log.requests.iter().all(|request| request.took >= Duration::from_millis(50)));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn slow_log(&self, order: SlowOrder, requests_max: u32, longer_than: Duration) -> Result<SlowLog> {
+        self.client.call(ops::slow_log(order, requests_max, longer_than))
+    }
+
+    /// The keys in memory that were read most lately, of one cache or of all that this user may use; at most so many.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).shared_memory(false).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// client.cache("product").get("42")?;
+    /// let hottest = client.admin().hottest(Some("product"), 10)?;
+    /// assert_eq!(hottest[0].key, b"42");
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn hottest(&self, cache: Option<&str>, keys_max: u32) -> Result<Vec<HotKey>> {
+        self.client.call(ops::hottest(cache, keys_max)?)
     }
 
     /// As [`Client::ping`].

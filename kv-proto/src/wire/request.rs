@@ -201,6 +201,29 @@ pub enum Request<'a> {
         #[serde(with = "serde_bytes")]
         prefix: &'a [u8],
     },
+    /// Requests that took longer than the daemon's threshold, as many as it remembers: `SlowRequests`.
+    SlowLog {
+        order: SlowOrder,
+        requests_max: u32,
+        /// Only those that took at least so long.
+        longer_than_us: u64,
+    },
+    /// The keys in memory that were read most lately, at most `limits::HOT_KEYS_MAX`: `HotKeys`.
+    Hottest {
+        /// `None`: of all caches that the caller may use.
+        cache: Option<&'a str>,
+        keys_max: u32,
+    },
+}
+
+/// Which slow requests come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SlowOrder {
+    /// The newest.
+    #[default]
+    Newest,
+    /// Those that took longest since the daemon's start.
+    Slowest,
 }
 
 /// A key that somebody wants an item of.

@@ -79,6 +79,15 @@ pub enum Response<'a> {
         changes: Vec<Change<'a>>,
         missed: u64,
     },
+    /// Slow requests. `threshold_us`: what counts as slow; `None`: nothing does. `total`: how many there were since the start.
+    SlowRequests {
+        threshold_us: Option<u64>,
+        total: u64,
+        #[serde(borrow)]
+        requests: Vec<SlowRequest<'a>>,
+    },
+    /// The keys that were read most lately, the hottest first.
+    HotKeys(#[serde(borrow)] Vec<HotKey<'a>>),
 }
 
 /// What became of a wish for an item.
@@ -295,6 +304,52 @@ pub struct TransactionInfo<'a> {
     pub waits: Option<(&'a str, Bytes<'a>, u64)>,
     /// The transactions it waits for.
     pub behind: Vec<u64>,
+}
+
+/// A request that took long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlowRequest<'a> {
+    /// What was asked, as `stats` names it.
+    pub operation: &'a str,
+    /// The cache; empty: none was named.
+    pub cache: &'a str,
+    /// The beginning of the first key, at most `limits::SLOW_KEY_BYTES_MAX`; of a clear, its tag or prefix; of a named lock, its name.
+    #[serde(borrow)]
+    pub key: Bytes<'a>,
+    /// The length of the whole key.
+    pub key_bytes: u32,
+    /// The connection.
+    pub client: u64,
+    /// What its client calls itself.
+    pub name: &'a str,
+    /// Its user, when it connected.
+    pub uid: u32,
+    /// Its process, when it connected.
+    pub pid: u32,
+    /// When it was answered, in milliseconds since 1970.
+    pub ended_ms: i64,
+    /// How long it took, in microseconds, the waits included.
+    pub took_us: u64,
+    /// How long it waited for locks, leases and named locks that others held, in microseconds.
+    pub lock_us: u64,
+    /// How long it waited for the disk, in microseconds.
+    pub disk_us: u64,
+    /// The kind of its error, as `stats` names it.
+    pub failure: Option<&'a str>,
+}
+
+/// A key that is read often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotKey<'a> {
+    /// The cache.
+    pub cache: &'a str,
+    /// The key.
+    #[serde(borrow)]
+    pub key: Bytes<'a>,
+    /// Reads of the last seconds, estimated from a sample; to be compared with those of other keys.
+    pub reads: u64,
+    /// Length of the value, in bytes.
+    pub value_bytes: u32,
 }
 
 /// How a client reads a cache.

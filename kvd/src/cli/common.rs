@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kv_client::OnOutage;
@@ -117,6 +119,16 @@ fn read_bounded(from: impl std::io::Read, what: String) -> Result<Vec<u8>, Failu
         Ok(_) => Ok(value),
         Err(source) => Err(Failure::Input { what, source }),
     }
+}
+
+/// Set once INT or TERM has come: a command that goes on until it is stopped looks at it and ends as usual.
+pub(super) fn on_interrupt() -> Result<Arc<AtomicBool>, Failure> {
+    let is_over = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&is_over))
+            .map_err(|source| Failure::Input { what: "signals cannot be handled".to_owned(), source })?;
+    }
+    Ok(is_over)
 }
 
 /// Prints one line.

@@ -47,6 +47,12 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// A cache was named that the daemon does not know.
+    pub(super) fn no_cache(name: &str) -> Failure {
+        let message = format!("no cache is called {name:?}; `kvd caches` lists them");
+        Failure::Daemon { message, exit: Exit::Refused }
+    }
+
     pub(super) fn exit(&self) -> Exit {
         match self {
             Failure::Client(error) => exit_of(error),

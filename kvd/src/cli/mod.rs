@@ -11,6 +11,7 @@ mod common;
 mod completions;
 mod delete;
 mod describe;
+mod doctor;
 mod drop;
 mod expire;
 mod failure;
@@ -23,9 +24,12 @@ mod rollback;
 mod scan;
 mod serve;
 mod show;
+mod slow_log;
 mod stats;
 mod sync;
 mod take;
+mod top;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -82,6 +86,11 @@ enum Command {
     Caches(caches::Args),
     Clients(clients::Args),
     Locks(locks::Args),
+    #[command(name = "slow-log")]
+    SlowLog(slow_log::Args),
+    Watch(watch::Args),
+    Doctor(doctor::Args),
+    Top(top::Args),
     Rollback(rollback::Args),
     Sync(sync::Args),
     Ping(ping::Args),
@@ -108,6 +117,10 @@ pub(crate) fn run() -> ExitCode {
         Command::Caches(args) => caches::run(&common, &args),
         Command::Clients(args) => clients::run(&common, &args),
         Command::Locks(args) => locks::run(&common, &args),
+        Command::SlowLog(args) => slow_log::run(&common, &args),
+        Command::Watch(args) => watch::run(&common, &args),
+        Command::Doctor(args) => doctor::run(&common, &args),
+        Command::Top(args) => top::run(&common, &args),
         Command::Rollback(args) => rollback::run(&common, &args),
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),

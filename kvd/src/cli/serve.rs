@@ -4,7 +4,6 @@
 //! before the store, the store before the socket. The end goes backwards.
 
 use std::fs::DirBuilder;
-use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,8 +11,8 @@ use std::time::Duration;
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
-use kvd::server::{Server, Signals};
-use tracing_subscriber::EnvFilter;
+use kvd::logging;
+use kvd::server::{Scrape, Server, Signals};
 
 use super::common::{Common, say};
 use super::failure::{Exit, Failure, Outcome};
@@ -36,6 +35,8 @@ Examples:
 
 A configuration file (else /etc/kvd/kvd.toml or $XDG_CONFIG_HOME/kvd/kvd.toml, if there):
   memory = \"2GiB\"            # bound of all caches together
+  [metrics]
+  listen = \"127.0.0.1:9464\"  # for Prometheus; off unless given
   [access]
   groups = [\"www-data\"]      # who may connect besides this user and root
   [default]
@@ -91,8 +92,17 @@ pub(super) struct Args {
     /// Let members of this group connect; may be given several times
     #[arg(long, value_name = "GROUP")]
     allow_group: Vec<String>,
+    /// Requests that take longer are kept for `kvd slow-log`; 0: none
+    #[arg(long, value_name = "DURATION")]
+    slow_log_threshold: Option<String>,
+    /// Where Prometheus scrapes, as 127.0.0.1:9464 or /run/kvd/metrics.sock; nowhere unless given
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<String>,
+    /// How log lines are written: pretty, json or journald
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
     /// What is logged, as info or kvd::server=debug,info
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, visible_alias = "log-filter", value_name = "FILTER")]
     log: Option<String>,
     /// Put a corrupt store aside and start empty, even if that loses durable writes
     #[arg(long)]
@@ -117,6 +127,9 @@ impl Args {
             ("locking", self.locking),
             ("access.users", list(self.allow_user)),
             ("access.groups", list(self.allow_group)),
+            ("slow_log_threshold", self.slow_log_threshold),
+            ("metrics.listen", self.metrics_listen),
+            ("log_format", self.log_format),
             ("log", self.log),
         ];
         settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
@@ -128,7 +141,7 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     let sources = Sources::process(file, args.flags(common.socket.as_deref()));
     let mut config = Config::load(&sources).map_err(cannot_start)?;
     config.set_aside = set_aside;
-    start_log(&config)?;
+    logging::start(config.log_format, &config.log).map_err(cannot_start)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     kv_proto::segment::share_heaps(u16::try_from(cores / CORES_A_HEAP).unwrap_or(u16::MAX).max(1));
     let mut signals =
@@ -149,6 +162,18 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
             return Err(cannot_start(error));
         }
     };
+    let scrape = match config.metrics_listen.as_ref().map(|at| Scrape::start(engine.clone(), at)).transpose()
+    {
+        Ok(scrape) => scrape,
+        Err(error) => {
+            drop(server);
+            close(&engine, &clock)?;
+            return Err(cannot_start(error));
+        }
+    };
+    if let Some(scrape) = &scrape {
+        tracing::info!("metrics for Prometheus at {}", scrape.place());
+    }
     let (version, socket) = (env!("CARGO_PKG_VERSION"), server.socket().display());
     // Whoever started us may have gone away and closed its end; that is no reason to stop.
     drop(say(format_args!("kvd {version} listens on {socket}: {}", engine.summary())));
@@ -161,6 +186,7 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     if let Err(error) = signals.hurry_on_second(server.hurry()) {
         tracing::warn!(%error, "a second signal will not hurry the stop");
     }
+    drop(scrape);
     let stopped = server.stop(DRAIN_MAX);
     if stopped.cut > 0 {
         tracing::warn!("{} connections were still busy and were cut", stopped.cut);
@@ -179,19 +205,6 @@ fn close(engine: &Engine, clock: &Clock) -> Result<(), Failure> {
         message: format!("the store was not closed cleanly, the next start replays its log: {error}"),
         exit: Exit::Daemon,
     })
-}
-
-fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|e| {
-        cannot_start(format!("log = {:?}: {e}; write info, debug or kvd::server=debug,info", config.log))
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
 }
 
 fn make_directory(dir: &Path) -> Result<(), Failure> {
@@ -222,7 +235,7 @@ mod tests {
         let command = command();
         let flags: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
         // `--socket` is a flag of every command; `access` is two lists.
-        for (key, _) in HOST_KEYS.iter().filter(|(key, _)| !["socket", "access"].contains(key)) {
+        for (key, _) in HOST_KEYS.iter().filter(|(key, _)| !["socket", "access", "metrics"].contains(key)) {
             assert!(flags.contains(&key.replace('_', "-").as_str()), "{key} has no flag");
         }
     }

@@ -3,7 +3,7 @@
 //! Text is shown as it is. Anything a terminal could take for a command, and whatever is not UTF-8, is escaped, so that
 //! a hostile key can neither hide nor repaint the screen.
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use kv_client::{Durability, Entry, Freshness};
 use serde_json::{Value, json};
 
@@ -156,9 +156,109 @@ impl std::fmt::Display for Rows {
     }
 }
 
+/// A table whose first column is text and whose others are numbers, which stand under each other.
+pub(super) struct Numbers(Rows);
+
+impl Numbers {
+    pub(super) fn new<const N: usize>(header: [&str; N]) -> Numbers {
+        let mut rows = Rows::new(header);
+        rows.0.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        Numbers(rows)
+    }
+
+    pub(super) fn add<const N: usize>(&mut self, row: [String; N]) {
+        self.0.add(row);
+    }
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment in UTC, to the millisecond.
+pub(super) fn time(at: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// The beginning of a key on one line, at most so many characters; … stands for the rest.
+pub(super) fn key_within(key: &[u8], chars_max: usize) -> String {
+    let shown = escape(key);
+    if shown.chars().count() <= chars_max {
+        return shown;
+    }
+    shown.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A time without what is below a second.
+pub(super) fn whole_seconds(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        0 => "0s".to_owned(),
+        seconds => kvd::units::show_duration(std::time::Duration::from_secs(seconds)),
+    }
+}
+
+/// A number in at most six characters: whole below 100,000, else in thousands, millions …
+pub(super) fn count(value: f64) -> String {
+    if value < 0.0 {
+        return format!("-{}", count(-value));
+    }
+    if value < 100_000.0 {
+        return if value.fract() == 0.0 || value >= 100.0 {
+            format!("{value:.0}")
+        } else {
+            format!("{value:.1}")
+        };
+    }
+    for (unit, name) in [(1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")] {
+        let scaled = value / unit;
+        if scaled < 10.0 {
+            return format!("{scaled:.2}{name}");
+        }
+        if scaled < 100.0 {
+            return format!("{scaled:.1}{name}");
+        }
+        if scaled < 1_000.0 {
+            return format!("{scaled:.0}{name}");
+        }
+    }
+    format!("{value:.1e}")
+}
+
+/// A latency in the unit that fits.
+pub(super) fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
+        s if s < 1.0 => format!("{:.2} ms", s * 1e3),
+        s => format!("{s:.2} s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_and_latencies_are_shown_in_the_unit_that_fits() {
+        assert_eq!(seconds(0.000_001_25), "1.2 µs");
+        assert_eq!(seconds(0.0025), "2.50 ms");
+        assert_eq!(seconds(3.0), "3.00 s");
+        for (value, shown) in [
+            (0.0, "0"),
+            (0.5, "0.5"),
+            (123.4, "123"),
+            (99_999.0, "99999"),
+            (123_456.0, "123k"),
+            (1_234_567.0, "1.23M"),
+            (12_345_678.0, "12.3M"),
+            (5e9, "5.00G"),
+            (2e15, "2.0e15"),
+            (-3.0, "-3"),
+        ] {
+            assert_eq!(count(value), shown);
+        }
+    }
 
     #[test]
     fn text_is_shown_as_it_is_and_the_rest_is_escaped() {

@@ -1,33 +1,43 @@
 //! `kvd stats`: what the daemon has done, and how fast.
 
+mod page;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use kv_client::Metric;
 use serde_json::json;
 
-use super::common::{Common, say};
+use super::common::{Common, say, say_raw};
 use super::failure::{Exit, Failure, Outcome};
-use super::show;
 
-/// Show counters, sizes and latencies
+/// Show hits and misses by cache, memory, disk, locks and latencies
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  kvd stats
-  kvd stats --prometheus          in Prometheus' text format
+  kvd stats                       a page to read
+  kvd stats product               all about one cache
+  kvd stats --prometheus          everything, in Prometheus' text format
   kvd stats --json | jq '.[] | select(.name == \"kvd_connections\") | .value'
 
-Latencies are those inside the daemon: from when a request's bytes were read until its answer could be sent, the wait
-for the disk included where there is one.")]
+HIT % is of all reads: SHARED ones needed no request (processes tell of them at most once a second), MEMORY and DISK are
+answered by the daemon, STALE ones are past their life. Latencies are those inside the daemon: from when a request's bytes
+were read until its answer could be sent, waits included.")]
 pub(super) struct Args {
+    /// Only this cache, with all that is counted about it
+    cache: Option<String>,
     /// Print Prometheus' text format
     #[arg(long, conflicts_with = "json")]
     prometheus: bool,
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Outcome {
-    let metrics = common.client()?.admin().stats()?;
+    let mut metrics = common.client()?.admin().stats()?;
+    if let Some(cache) = &args.cache {
+        metrics.retain(|metric| label(metric, "cache") == Some(cache));
+        if metrics.is_empty() {
+            return Err(Failure::no_cache(cache));
+        }
+    }
     if common.json {
         let rows = metrics.iter().map(|m| {
             let labels: BTreeMap<_, _> = m.labels.iter().cloned().collect();
@@ -35,88 +45,112 @@ pub(super) fn run(common: &Common, args: &Args) -> Outcome {
         });
         say(serde_json::Value::Array(rows.collect()))?;
     } else if args.prometheus {
-        metrics.iter().try_for_each(|m| say(prometheus_line(m)))?;
+        say_raw(kvd::exposition::render(metrics.iter().map(row)).as_bytes())?;
     } else {
-        print_operations(&metrics)?;
-        print_by_cache(&metrics)?;
-        print_rest(&metrics)?;
+        say(page::show(&Figures::of(&metrics), args.cache.as_deref()))?;
     }
     Ok(Exit::Done)
 }
 
-fn prometheus_line(metric: &Metric) -> String {
-    let mut line = metric.name.clone();
-    for (n, (name, value)) in metric.labels.iter().enumerate() {
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let open = if n == 0 { '{' } else { ',' };
-        write!(line, "{open}{name}=\"{value}\"").expect("a String takes everything");
-    }
-    let close = if metric.labels.is_empty() { "" } else { "}" };
-    format!("{line}{close} {}", metric.value)
+fn row(metric: &Metric) -> kvd::exposition::Row<'_> {
+    let labels = metric.labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    (&metric.name, labels.collect(), metric.value)
 }
 
 fn label<'a>(metric: &'a Metric, name: &str) -> Option<&'a str> {
     metric.labels.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
 }
 
-fn print_operations(metrics: &[Metric]) -> Result<(), Failure> {
-    let mut table = show::Rows::new(["OPERATION", "REQUESTS", "P50", "P90", "P99", "P99.9", "MAX"]);
-    for total in metrics.iter().filter(|m| m.name == "kvd_requests_total" && m.value > 0.0) {
-        let operation = label(total, "operation").unwrap_or("?");
-        let at = |quantile: &str| {
-            let found = metrics.iter().find(|m| {
-                m.name == "kvd_request_seconds"
-                    && label(m, "operation") == Some(operation)
-                    && label(m, "quantile") == Some(quantile)
-            });
-            found.map_or("-".to_owned(), |m| show_seconds(m.value))
-        };
-        let count = number(total.value);
-        table.add([operation.to_owned(), count, at("0.5"), at("0.9"), at("0.99"), at("0.999"), at("1")]);
-    }
-    say(table)
-}
+/// The rows of one answer, to be asked for by name and label.
+pub(super) struct Figures<'a>(BTreeMap<&'a str, Vec<&'a Metric>>);
 
-/// A block a cache, because that is how one looks for trouble.
-fn print_by_cache(metrics: &[Metric]) -> Result<(), Failure> {
-    let mut by_cache: BTreeMap<&str, Vec<&Metric>> = BTreeMap::new();
-    for metric in metrics {
-        if let Some(cache) = label(metric, "cache") {
-            by_cache.entry(cache).or_default().push(metric);
-        }
-    }
-    for (cache, metrics) in by_cache {
-        say(format_args!("\ncache {cache}"))?;
+impl<'a> Figures<'a> {
+    pub(super) fn of(metrics: &'a [Metric]) -> Figures<'a> {
+        let mut by_name: BTreeMap<&str, Vec<&Metric>> = BTreeMap::new();
         for metric in metrics {
-            say_number(&metric.name, metric.value)?;
+            by_name.entry(&metric.name).or_default().push(metric);
+        }
+        Figures(by_name)
+    }
+
+    fn rows(&self, name: &str) -> &[&'a Metric] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The one row of this name; 0 if an older daemon has none.
+    pub(super) fn one(&self, name: &str) -> f64 {
+        self.rows(name).first().map_or(0.0, |metric| metric.value)
+    }
+
+    /// The sum over all labels.
+    pub(super) fn sum(&self, name: &str) -> f64 {
+        self.rows(name).iter().map(|metric| metric.value).sum()
+    }
+
+    /// The row with these labels among its own.
+    pub(super) fn with(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let fits = |metric: &&&Metric| labels.iter().all(|(name, value)| label(metric, name) == Some(value));
+        self.rows(name).iter().find(fits).map(|metric| metric.value)
+    }
+
+    /// The rows with these labels among their own, by the value of another one.
+    pub(super) fn by_label(&self, name: &str, labels: &[(&str, &str)], by: &str) -> Vec<(&'a str, f64)> {
+        let fits = |metric: &&&Metric| labels.iter().all(|(name, value)| label(metric, name) == Some(value));
+        let rows = self.rows(name).iter().filter(fits);
+        rows.filter_map(|metric| Some((label(metric, by)?, metric.value))).collect()
+    }
+
+    pub(super) fn of_cache(&self, name: &str, cache: &str) -> f64 {
+        self.with(name, &[("cache", cache)]).unwrap_or(0.0)
+    }
+
+    /// The values of a label, each once, in the daemon's order.
+    pub(super) fn labels(&self, name: &str, label_name: &str) -> Vec<&'a str> {
+        let mut values = Vec::new();
+        for metric in self.rows(name) {
+            if let Some(value) = label(metric, label_name).filter(|value| !values.contains(value)) {
+                values.push(value);
+            }
+        }
+        values
+    }
+
+    pub(super) fn caches(&self) -> Vec<&'a str> {
+        self.labels("kvd_cache_items", "cache")
+    }
+
+    /// All of a cache, without names.
+    pub(super) fn reads(&self, cache: &str) -> Reads {
+        let of = |name| self.of_cache(name, cache);
+        Reads {
+            shared: of("kvd_cache_hits_shared_total"),
+            memory: of("kvd_cache_hits_memory_total"),
+            disk: of("kvd_cache_hits_disk_total"),
+            stale: of("kvd_cache_hits_stale_total"),
+            misses: of("kvd_cache_misses_total") + of("kvd_cache_misses_shared_total"),
         }
     }
-    Ok(())
 }
 
-fn print_rest(metrics: &[Metric]) -> Result<(), Failure> {
-    say("\ndaemon")?;
-    for metric in metrics.iter().filter(|m| label(m, "operation").is_none() && label(m, "cache").is_none()) {
-        let labels: Vec<&str> = metric.labels.iter().map(|(_, value)| value.as_str()).collect();
-        say_number(format!("{} {}", metric.name, labels.join(" ")).trim_end(), metric.value)?;
+/// How reads of a cache ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Reads {
+    pub(super) shared: f64,
+    pub(super) memory: f64,
+    pub(super) disk: f64,
+    pub(super) stale: f64,
+    pub(super) misses: f64,
+}
+
+impl Reads {
+    pub(super) fn hits(self) -> f64 {
+        self.shared + self.memory + self.disk + self.stale
     }
-    Ok(())
-}
 
-fn say_number(name: &str, value: f64) -> Result<(), Failure> {
-    say(format_args!("  {name:<44} {}", number(value)))
-}
-
-/// Counts without decimals, the rest with three.
-fn number(value: f64) -> String {
-    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
-}
-
-fn show_seconds(seconds: f64) -> String {
-    match seconds {
-        s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
-        s if s < 1.0 => format!("{:.2} ms", s * 1e3),
-        s => format!("{s:.2} s"),
+    /// Of all reads, in percent; `None`: nobody has read.
+    pub(super) fn hit_percent(self) -> Option<f64> {
+        let all = self.hits() + self.misses;
+        (all > 0.0).then(|| 100.0 * self.hits() / all)
     }
 }
 
@@ -125,10 +159,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn latencies_are_shown_in_the_unit_that_fits() {
-        assert_eq!(show_seconds(0.000_001_25), "1.2 µs");
-        assert_eq!(show_seconds(0.0025), "2.50 ms");
-        assert_eq!(show_seconds(3.0), "3.00 s");
-        assert_eq!((number(12.0), number(0.5)), ("12".to_owned(), "0.500".to_owned()));
+    fn of_nothing_there_is_no_ratio() {
+        assert_eq!(Reads::default().hit_percent(), None);
+        let reads = Reads { shared: 2.0, stale: 1.0, misses: 1.0, ..Reads::default() };
+        assert_eq!(reads.hit_percent(), Some(75.0));
     }
 }

@@ -10,7 +10,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::check_cache_name;
 use super::error::ConfigError;
-use super::source::{ACCESS_KEYS, CACHE_KEYS, Draft, Given, HOST_KEYS, Settings, nearest, origin_at};
+use super::source::{
+    ACCESS_KEYS, CACHE_KEYS, Draft, Given, HOST_KEYS, METRICS_KEYS, Settings, nearest, origin_at,
+};
 
 /// Reads one file.
 pub(super) fn read(path: &Path) -> Result<Draft, ConfigError> {
@@ -39,6 +41,12 @@ impl Reader<'_> {
                     let access = self.table(name, value)?;
                     for (key, given) in self.settings(access, "access", &ACCESS_KEYS)? {
                         draft.host.insert(format!("access.{key}"), given);
+                    }
+                }
+                "metrics" => {
+                    let metrics = self.table(name, value)?;
+                    for (key, given) in self.settings(metrics, "metrics", &METRICS_KEYS)? {
+                        draft.host.insert(format!("metrics.{key}"), given);
                     }
                 }
                 "default" => {

@@ -20,6 +20,8 @@ use kv_proto::limits;
 use kv_proto::wire::Durability;
 use serde::{Deserialize, Serialize};
 
+use crate::logging::LogFormat;
+
 /// Memory of all caches together unless configured, in bytes.
 pub const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
 /// Least memory of all caches together, in bytes. Below: the configuration is refused.
@@ -46,6 +48,8 @@ pub const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_millis(100);
 pub const CONNECTIONS_PER_USER_DEFAULT: usize = 512;
 /// A connection that asks nothing for this long is closed, unless configured.
 pub const IDLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(300);
+/// Requests that take this long are kept for the slow log, unless configured.
+pub const SLOW_LOG_THRESHOLD_DEFAULT: Duration = Duration::from_millis(10);
 
 /// What an unclean stop does to what a cache has on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +142,47 @@ impl Config {
     }
 }
 
+/// Where Prometheus scrapes: an address of the loopback interface, or a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// By HTTP over TCP.
+    Tcp(std::net::SocketAddr),
+    /// By HTTP over a Unix socket.
+    Unix(PathBuf),
+}
+
+impl MetricsListen {
+    /// Reads `127.0.0.1:9464`, `[::1]:9464` or an absolute path.
+    ///
+    /// # Errors
+    /// A sentence that says what it should be.
+    pub fn parse(text: &str) -> Result<MetricsListen, String> {
+        if text.starts_with('/') {
+            return Ok(MetricsListen::Unix(PathBuf::from(text)));
+        }
+        let address: std::net::SocketAddr = text.parse().map_err(|_| {
+            "is neither an address nor a path: write 127.0.0.1:9464, [::1]:9464 or /run/kvd/metrics.sock"
+                .to_owned()
+        })?;
+        if address.ip().is_loopback() {
+            return Ok(MetricsListen::Tcp(address));
+        }
+        Err(format!(
+            "{} can be reached from elsewhere, and kvd serves no network: use 127.0.0.1 or a path, and a proxy that checks who asks",
+            address.ip()
+        ))
+    }
+}
+
+impl std::fmt::Display for MetricsListen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            MetricsListen::Tcp(address) => address.fmt(f),
+            MetricsListen::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Everything a daemon is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -170,6 +215,12 @@ pub struct Config {
     pub set_aside: bool,
     /// How transactions keep out of each other's way.
     pub locking: LockingMode,
+    /// Requests that take at least this long are kept for the slow log; `None`: none is.
+    pub slow_log_threshold: Option<Duration>,
+    /// Where Prometheus scrapes; `None`: nowhere.
+    pub metrics_listen: Option<MetricsListen>,
+    /// How log lines are written, and where to.
+    pub log_format: LogFormat,
     /// What is logged, for example `info` or `kvd::server=debug,info`.
     pub log: String,
     /// The template of caches created by their first write.
@@ -200,6 +251,9 @@ impl Config {
             access: Access::default(),
             set_aside: false,
             locking: LockingMode::default(),
+            slow_log_threshold: Some(SLOW_LOG_THRESHOLD_DEFAULT),
+            metrics_listen: None,
+            log_format: LogFormat::default(),
             log: "info".to_owned(),
             default: CacheConfig::of_memory(MEMORY_BYTES_DEFAULT / CACHE_MEMORY_FRACTION),
             caches: BTreeMap::new(),

@@ -15,9 +15,10 @@ use super::error::ConfigError;
 use super::source::{Draft, Given, Settings, Sources};
 use super::{
     Access, CACHE_DISK_BYTES_DEFAULT, CACHE_MEMORY_BYTES_MIN, CACHE_MEMORY_FRACTION, CacheConfig, Config,
-    JOURNAL_BYTES_DEFAULT, LockingMode, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, PENDING_LOG_BYTES_DEFAULT,
-    PENDING_LOG_COMMITS_MIN, Recover, SOCKET_NAME, check_cache_name,
+    JOURNAL_BYTES_DEFAULT, LockingMode, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, MetricsListen,
+    PENDING_LOG_BYTES_DEFAULT, PENDING_LOG_COMMITS_MIN, Recover, SOCKET_NAME, check_cache_name,
 };
+use crate::logging::{FORMATS, check_filter};
 use crate::units::{parse_bytes, parse_duration, show_bytes, show_duration};
 
 /// Turns settings into a configuration that fits together.
@@ -48,7 +49,16 @@ pub(super) fn resolve(draft: &Draft, sources: &Sources) -> Result<Config, Config
     host.duration("idle_timeout", Duration::ZERO..=Duration::from_secs(365 * 86_400), &mut idle)?;
     config.idle_timeout = Some(idle).filter(|idle| !idle.is_zero());
     host.word("locking", &LOCKING_MODES, &mut config.locking)?;
+    let mut slow = config.slow_log_threshold.unwrap_or_default();
+    host.duration("slow_log_threshold", Duration::ZERO..=Duration::from_secs(3_600), &mut slow)?;
+    config.slow_log_threshold = Some(slow).filter(|slow| !slow.is_zero());
+    if let Some(given) = host.given("metrics.listen") {
+        let listen = MetricsListen::parse(&given.text);
+        config.metrics_listen = Some(listen.map_err(|problem| host.value("metrics.listen", given, problem))?);
+    }
+    host.word("log_format", &FORMATS, &mut config.log_format)?;
     if let Some(given) = host.given("log") {
+        check_filter(&given.text).map_err(|error| host.value("log", given, error.to_string()))?;
         config.log.clone_from(&given.text);
     }
     config.access = access(&host, "access.users", "access.groups")?;

@@ -10,7 +10,7 @@ use super::file;
 
 /// The settings of the host and what they mean. One list for all three sources: the file's `value_max`, the
 /// environment's `KVD_VALUE_MAX` and the flag `--value-max` are the same setting.
-pub const HOST_KEYS: [(&str, &str); 14] = [
+pub const HOST_KEYS: [(&str, &str); 17] = [
     ("dir", "where the store lives; the socket too unless set"),
     ("socket", "where the daemon listens"),
     ("memory", "bound of the memory of all caches together, as 256MiB or 1g"),
@@ -23,8 +23,11 @@ pub const HOST_KEYS: [(&str, &str); 14] = [
     ("connections_per_user_max", "most connections of one user"),
     ("idle_timeout", "a connection that asks nothing for this long is closed; 0: never"),
     ("locking", "how transactions keep out of each other's way: database, key or optimistic"),
+    ("slow_log_threshold", "requests that take longer are kept for kvd slow-log; 0: none"),
+    ("log_format", "how log lines are written: pretty, json or journald"),
     ("log", "what is logged, as info or kvd::server=debug,info"),
     ("access", "who else may connect: access.users and access.groups"),
+    ("metrics", "where Prometheus scrapes: metrics.listen"),
 ];
 
 /// The settings of a cache.
@@ -43,6 +46,9 @@ pub(super) const CACHE_KEYS: [&str; 10] = [
 
 /// The settings under `[access]`.
 pub(super) const ACCESS_KEYS: [&str; 2] = ["users", "groups"];
+
+/// The settings under `[metrics]`.
+pub(super) const METRICS_KEYS: [&str; 1] = ["listen"];
 
 /// Where a configuration is gathered from.
 #[derive(Debug, Clone, Default)]
@@ -134,8 +140,8 @@ pub(super) fn gather(sources: &Sources) -> Result<Draft, ConfigError> {
 }
 
 fn from_env(env: &BTreeMap<String, String>) -> Settings {
-    let keys = HOST_KEYS.iter().map(|(key, _)| *key).filter(|key| *key != "access");
-    keys.chain(["access.users", "access.groups"])
+    let keys = HOST_KEYS.iter().map(|(key, _)| *key).filter(|key| !["access", "metrics"].contains(key));
+    keys.chain(["access.users", "access.groups", "metrics.listen"])
         .filter_map(|key| {
             let name = format!("KVD_{}", key.replace('.', "_").to_ascii_uppercase());
             let text = env.get(&name).filter(|text| !text.is_empty())?.clone();
@@ -151,7 +157,7 @@ fn from_flags(flags: &[(&'static str, String)]) -> Settings {
             let flag = match *key {
                 "access.users" => "--allow-user".to_owned(),
                 "access.groups" => "--allow-group".to_owned(),
-                key => format!("--{}", key.replace('_', "-")),
+                key => format!("--{}", key.replace(['_', '.'], "-")),
             };
             ((*key).to_owned(), Given { text: text.clone(), origin: Origin::Flag(flag) })
         })

@@ -182,3 +182,38 @@ fn a_configuration_made_in_code_is_checked_too() {
     let error = config.validate().unwrap_err().to_string();
     assert!(error.contains("limit is memory = 256 MiB"), "{error}");
 }
+
+#[test]
+fn metrics_are_served_to_this_machine_only() {
+    use super::MetricsListen;
+    let listen = |text: &str| load_file(&format!("[metrics]\nlisten = {text:?}\n"), &[], &[]);
+    assert_eq!(load_file("", &[], &[]).unwrap().metrics_listen, None);
+    let loopback = Some(MetricsListen::Tcp("127.0.0.1:9464".parse().unwrap()));
+    assert_eq!(listen("127.0.0.1:9464").unwrap().metrics_listen, loopback);
+    let socket = Some(MetricsListen::Unix("/run/kvd/metrics.sock".into()));
+    assert_eq!(listen("/run/kvd/metrics.sock").unwrap().metrics_listen, socket);
+    assert!(listen("[::1]:9464").is_ok());
+    for (place, says) in
+        [("0.0.0.0:9464", "from elsewhere"), ("9464", "neither"), ("10.0.0.1:1", "from elsewhere")]
+    {
+        let error = listen(place).unwrap_err();
+        assert!(
+            error.contains("FILE:2") && error.contains("metrics.listen") && error.contains(says),
+            "{error}"
+        );
+    }
+    let env = load_file("", &[("KVD_METRICS_LISTEN", "[::1]:1")], &[("metrics.listen", "127.0.0.1:9464")]);
+    assert_eq!(env.unwrap().metrics_listen, loopback);
+    let error = load_file("[metrics]\nport = 1\n", &[], &[]).unwrap_err();
+    assert!(error.contains("metrics.port"), "{error}");
+}
+
+#[test]
+fn logs_are_of_a_known_format_and_filter() {
+    use crate::logging::LogFormat;
+    let config = load_file("log = \"kvd::server=debug,info\"\nlog_format = \"json\"\n", &[], &[]).unwrap();
+    assert_eq!((config.log_format, config.log.as_str()), (LogFormat::Json, "kvd::server=debug,info"));
+    assert!(load_file("log_format = \"xml\"\n", &[], &[]).unwrap_err().contains("pretty, json, journald"));
+    assert!(load_file("log = \"kvd=loud\"\n", &[], &[]).unwrap_err().contains("FILE:1"));
+    assert!(load_file("slow_log_threshold = \"0\"\n", &[], &[]).unwrap().slow_log_threshold.is_none());
+}

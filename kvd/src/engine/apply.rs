@@ -140,6 +140,10 @@ impl Engine {
             Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
             Request::Unlock { fence } => self.unlock(session, *fence, out)?,
             Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
+            Request::SlowLog { order, requests_max, longer_than_us } => {
+                self.list_slow(session, *order, *requests_max, *longer_than_us, out);
+            }
+            Request::Hottest { cache, keys_max } => self.hottest(session, *cache, *keys_max, out)?,
         }
         Ok(None)
     }

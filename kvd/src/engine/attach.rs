@@ -7,8 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kv_proto::limits::HITS_PLACES_MAX;
-use kv_proto::segment::{Control, Place};
+use kv_proto::segment::Control;
 use kv_proto::wire::{ErrorKind, Response, encode_into};
 
 use super::cache::{Cache, View};
@@ -71,9 +70,7 @@ impl Engine {
     ) {
         let view = cache.view.load();
         if reads.segment == view.segment {
-            for &place in reads.places.iter().take(HITS_PLACES_MAX) {
-                view.hits.touch(Place::of(place));
-            }
+            view.hits.touch_told(reads.places, reads.hits);
         }
         cache.counters.hits_shared.fetch_add(reads.hits, Ordering::Relaxed);
         cache.counters.misses_shared.fetch_add(reads.misses, Ordering::Relaxed);

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use kv_proto::Version;
-use kv_proto::segment::{Hits, Reader, SweepCursor, Writer};
+use kv_proto::segment::{Reader, SweepCursor, Writer};
 use kv_proto::wire::Durability;
 
+use super::heat::Reads;
 use super::side::SideStore;
 use crate::config::CacheConfig;
 use crate::store::CacheId;
@@ -38,7 +39,7 @@ pub(crate) struct Cache {
 /// The segment as readers inside the daemon see it.
 pub(crate) struct View {
     pub(crate) reader: Reader,
-    pub(crate) hits: Arc<Hits>,
+    pub(crate) hits: Reads,
     /// Names the segment within this run of the daemon.
     pub(crate) segment: u64,
     /// What clients map; without it they cannot.

@@ -191,7 +191,10 @@ impl Engine {
         if !cache.on_disk() {
             return Ok(None);
         }
-        let Some(stored) = self.store.read(cache.id, key)? else { return Ok(None) };
+        let began = self.clock.instant();
+        let stored = self.store.read(cache.id, key);
+        crate::waited::for_disk(self.clock.instant() - began);
+        let Some(stored) = stored? else { return Ok(None) };
         let mut current = Current::from_store(&stored.view());
         // Writes down in the item itself that a clear has made it stale: only a put ends that, whatever else is changed.
         let freshness = self.freshness_at(cache, key, &current, now);

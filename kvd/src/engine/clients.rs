@@ -67,6 +67,10 @@ pub(super) struct Client {
 pub(super) struct Viewer(Arc<Record>);
 
 impl Viewer {
+    pub(super) fn sees_all(&self) -> bool {
+        self.0.caller.uses_all_caches
+    }
+
     pub(super) fn may_see(&self, cache: &Cache) -> bool {
         self.0.caller.uses_all_caches || admits(&cache.config.access, &self.0.caller)
     }
@@ -176,7 +180,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Attach { cache }
         | Request::Hits { cache, .. }
         | Request::Lease { cache, .. } => (vec![*cache], false),
-        Request::Watch { cache, .. } => (cache.iter().copied().collect(), false),
+        Request::Watch { cache, .. } | Request::Hottest { cache, .. } => {
+            (cache.iter().copied().collect(), false)
+        }
         Request::Commit { checks, writes, .. } => {
             let written = writes.iter().map(|write| match write {
                 Write::Put { cache, .. } | Write::Expire { cache, .. } | Write::Delete { cache, .. } => {
@@ -206,7 +212,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Abandon { .. }
         | Request::Lock { .. }
         | Request::RenewLock { .. }
-        | Request::Unlock { .. } => (Vec::new(), false),
+        | Request::Unlock { .. }
+        // Each leaves out what the caller may not see.
+        | Request::SlowLog { .. } => (Vec::new(), false),
     }
 }
 
@@ -239,6 +247,11 @@ impl Session {
             }
             None => Who { client: 0, pid: std::process::id(), name: "this process".to_owned() },
         }
+    }
+
+    /// The user behind it; that of this process, if it is its own.
+    pub(super) fn uid(&self) -> u32 {
+        self.client.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |c| c.record.caller.uid)
     }
 
     pub(super) fn is_admin(&self) -> bool {

@@ -124,7 +124,7 @@ impl Engine {
         let segment = self.segments.fetch_add(1, Ordering::Relaxed) + 1;
         let view = View {
             reader: writer.reader(&self.control),
-            hits: writer.hits(),
+            hits: super::heat::Reads::new(writer.hits()),
             segment,
             descriptor: descriptor.ok(),
         };

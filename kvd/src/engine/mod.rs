@@ -13,6 +13,7 @@ mod clients;
 mod create;
 mod error;
 mod fill;
+mod heat;
 mod item;
 mod lease;
 mod locks;
@@ -21,6 +22,7 @@ mod open;
 mod read;
 mod scan;
 mod side;
+mod slow;
 mod stats;
 mod tidy;
 mod transaction;
@@ -44,6 +46,7 @@ pub use attach::Handed;
 pub use clients::Caller;
 pub use error::Failure;
 pub use open::StartError;
+pub use slow::Subject;
 
 pub use crate::txn::{Park, Parked, ThreadPark, Unpark};
 
@@ -86,6 +89,7 @@ pub struct Engine {
     segments: AtomicU64,
     clients: Arc<clients::Clients>,
     watchers: Arc<watch::Watchers>,
+    slow_log: slow::SlowLog,
     started: Instant,
     /// Caches to be written to disk again.
     rewrites: Mutex<Vec<CacheId>>,

@@ -125,6 +125,7 @@ impl Engine {
             segments: AtomicU64::new(0),
             clients: Arc::new(clients::Clients::default()),
             watchers: Arc::default(),
+            slow_log: super::slow::SlowLog::new(config.slow_log_threshold),
             started: locked,
             lock: Mutex::new(Some(lock)),
             metrics: Metrics::new(),

@@ -275,7 +275,7 @@ fn answer_meta(cache: &Cache, meta: &Meta, buffer: &[u8], now: BootMs, shape: Sh
 
 fn many_item<'b>(
     cache: &Cache,
-    hits: &kv_proto::segment::Hits,
+    hits: &super::heat::Reads,
     outcome: &ManyOutcome,
     buffer: &'b [u8],
 ) -> Option<wire::Item<'b>> {

@@ -6,33 +6,75 @@ use kv_proto::wire::{self, Response, encode_into};
 
 use super::Engine;
 use super::cache::Cache;
-use crate::metrics::MetricRow;
+use crate::metrics::{HistogramNames, MetricRow, Scale, histogram_names, histogram_rows};
+use crate::process;
 use crate::store::{CacheId, Health, Stats};
+use crate::txn::{Locks, PartyKind};
+
+const FLUSH_SECONDS: HistogramNames = histogram_names!("kvd_flush_seconds");
+const FLUSH_RECORDS: HistogramNames = histogram_names!("kvd_flush_records");
+
+/// Who holds or wants locks now.
+#[derive(Default)]
+struct Parties {
+    /// Transactions, and writes that wait for one.
+    transactions: usize,
+    leases: usize,
+    named: usize,
+    waiting: usize,
+}
+
+impl Parties {
+    fn count(locks: &Locks) -> Parties {
+        let mut parties = Parties::default();
+        for (_, party) in locks.parties() {
+            let waits = party.waits().is_some();
+            parties.waiting += usize::from(waits);
+            match party.kind {
+                PartyKind::Transaction { .. } | PartyKind::Write => parties.transactions += 1,
+                PartyKind::Load => parties.leases += usize::from(!waits),
+                PartyKind::Lock => parties.named += usize::from(!waits),
+            }
+        }
+        parties
+    }
+}
 
 impl Engine {
     pub(crate) fn stats(&self, out: &mut Vec<u8>) {
+        encode_into(out, &Response::Metrics(self.metric_rows().iter().map(MetricRow::as_wire).collect()));
+    }
+
+    /// Everything that is counted, as `stats` and the Prometheus endpoint show it.
+    #[must_use]
+    pub fn metric_rows(&self) -> Vec<MetricRow> {
         let mut rows = self.metrics.rows();
         let store = self.store.stats();
+        rows.push(MetricRow::new("kvd_build_info", Some(("version", env!("CARGO_PKG_VERSION"))), 1.0));
         self.host_rows(&store, &mut rows);
+        let locking = Some(("mode", self.locking.name()));
+        rows.push(MetricRow::new("kvd_locking_info", locking, 1.0));
+        histogram_rows(FLUSH_SECONDS, None, &store.flush_us, Scale::Microseconds, None, &mut rows);
+        histogram_rows(FLUSH_RECORDS, None, &store.flush_records, Scale::Count, None, &mut rows);
+        let wall_seconds = self.clock.wall_ms() as f64 / 1e3;
+        process::rows(wall_seconds - self.started.elapsed().as_secs_f64(), &mut rows);
         let mut caches: Vec<_> = self.caches.load().values().cloned().collect();
         caches.sort_by(|a, b| a.name.cmp(&b.name));
         for cache in caches {
             self.cache_rows(&cache, &store, &mut rows);
         }
-        encode_into(out, &Response::Metrics(rows.iter().map(MetricRow::as_wire).collect()));
+        rows
     }
 
     fn host_rows(&self, store: &Stats, rows: &mut Vec<MetricRow>) {
         let found = self.found.lock();
-        let (locks, open) = {
+        let (locks, parties) = {
             let state = self.lock();
-            let open = state.locks.parties().filter(|(_, party)| !party.kind.is_of_the_caller()).count();
-            (state.locks.counts(), open)
+            (state.locks.counts(), Parties::count(&state.locks))
         };
-        let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
-            ("kvd_memory_bytes_max", self.config.memory_bytes as f64),
+            ("kvd_memory_max_bytes", self.config.memory_bytes as f64),
             ("kvd_sequence", self.control.committed() as f64),
             ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
             ("kvd_start_replayed_journal_records", found.report.journal_records as f64),
@@ -44,18 +86,20 @@ impl Engine {
             ("kvd_overlay_bytes", store.overlay_bytes as f64),
             ("kvd_pending_records", store.pending_records as f64),
             ("kvd_pending_bytes", store.pending_bytes as f64),
-            ("kvd_pending_bytes_max", store.pending_bytes_max as f64),
+            ("kvd_pending_max_bytes", store.pending_bytes_max as f64),
             ("kvd_journal_records", store.journal_records as f64),
             ("kvd_journal_bytes", store.journal_bytes as f64),
             ("kvd_flushes_total", store.flushes as f64),
-            ("kvd_flush_seconds_p50", quantile(0.5)),
-            ("kvd_flush_seconds_p99", quantile(0.99)),
             ("kvd_folds_total", store.folds as f64),
             ("kvd_folded_items_total", store.folded_items as f64),
             ("kvd_sweeps_total", store.sweeps as f64),
             ("kvd_swept_items_total", store.swept_items as f64),
             ("kvd_disk_evicted_items_total", store.evicted_items as f64),
-            ("kvd_transactions_open", open as f64),
+            ("kvd_transactions_open", parties.transactions as f64),
+            ("kvd_leases_held", parties.leases as f64),
+            ("kvd_named_locks_held", parties.named as f64),
+            ("kvd_lock_waiters", parties.waiting as f64),
+            ("kvd_slow_requests_total", self.slow_log.total() as f64),
             ("kvd_watchers", self.watchers_count() as f64),
             ("kvd_lock_waits_total", locks.waits as f64),
             ("kvd_deadlocks_total", locks.deadlocks as f64),
@@ -102,7 +146,11 @@ impl Engine {
             ("kvd_cache_promoted_total", counts.promoted as f64),
             ("kvd_cache_ghost_hits_total", counts.ghost_hits as f64),
             ("kvd_cache_index_forgotten_total", counts.forgotten as f64),
-            ("kvd_cache_memory_bytes_max", cache.config.memory_bytes as f64),
+            ("kvd_cache_memory_max_bytes", cache.config.memory_bytes as f64),
+            (
+                "kvd_cache_disk_max_bytes",
+                if cache.on_disk() { cache.config.disk_bytes_max as f64 } else { 0.0 },
+            ),
             ("kvd_cache_memory_bytes", (counts.ring_bytes_used + side_bytes) as f64),
             ("kvd_cache_disk_bytes", live_bytes(store, cache.id) as f64),
         ] {

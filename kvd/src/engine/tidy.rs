@@ -22,6 +22,8 @@ use crate::store::{CacheId, Judgement, RecordView};
 
 /// How often it looks, unless woken.
 const TIDY_EVERY: Duration = Duration::from_millis(200);
+/// How often what was read before loses half of its weight in the ranking of the hottest keys.
+const COOL_EVERY: Duration = Duration::from_secs(10);
 /// Items of a ring visited in one hold of the mutex.
 const ITEMS_A_STEP: usize = 256;
 /// Steps a cache and round: 5,000 items a second cost no one anything …
@@ -33,7 +35,12 @@ const MOVE_ROUNDS_MAX: usize = 4;
 
 impl Engine {
     pub(crate) fn tidy(&self) {
+        let mut cooled = self.clock.instant();
         while !self.closing.load(Ordering::Acquire) {
+            if self.clock.instant().duration_since(cooled) >= COOL_EVERY {
+                self.cool();
+                cooled = self.clock.instant();
+            }
             let caches: Vec<_> = self.caches.load().values().cloned().collect();
             for cache in caches {
                 self.sweep_memory(&cache);

@@ -15,6 +15,7 @@ use super::change::Target;
 use super::fill::FillRight;
 use super::{Engine, Failure, Session, State};
 use crate::txn::{Acquired, Doom, Needs, Number, Park, Parked, Party, PartyKind, Resource};
+use crate::waited;
 
 /// Of a longer key only so much is shown.
 const KEY_SHOWN_BYTES_MAX: usize = 64;
@@ -196,6 +197,7 @@ impl Engine {
                 }
                 drop(state);
                 let parked = park.park(again.min(deadline));
+                waited::for_lock(self.clock.instant() - now);
                 state = self.lock();
                 if parked == Parked::Gone {
                     state.locks.give_up(number, self.clock.instant());

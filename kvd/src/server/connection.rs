@@ -25,9 +25,10 @@ use super::linger::linger;
 use super::park::{Seen, SocketPark, Watch};
 use super::peer::Credentials;
 use super::slots::Slot;
-use crate::engine::{Handed, LogNumber, Parked, Session};
+use crate::engine::{Handed, LogNumber, Parked, Session, Subject};
 use crate::metrics::{CutFor, Operation, Sample};
 use crate::units::cut_text;
+use crate::waited::{self, Waited};
 
 /// Requests executed before the first of them is answered, so that a deep pipeline does not wait for its own end.
 const BATCH_REQUESTS_MAX: usize = 32;
@@ -90,6 +91,10 @@ struct Awaiting {
     start: usize,
     end: usize,
     number: LogNumber,
+    /// What it took without the disk, for the slow log.
+    own: Duration,
+    waited: Waited,
+    subject: Subject,
 }
 
 struct Connection<'a> {
@@ -100,6 +105,8 @@ struct Connection<'a> {
     output: Vec<u8>,
     awaiting: Vec<Awaiting>,
     samples: Vec<Sample>,
+    /// When the last request of the batch had been executed.
+    executed: Instant,
     /// Descriptors that go out with the answers in `output`.
     handed: Option<Handed>,
     frame_bytes_max: usize,
@@ -117,6 +124,7 @@ impl<'a> Connection<'a> {
             output: Vec::new(),
             awaiting: Vec::new(),
             samples: Vec::with_capacity(BATCH_REQUESTS_MAX),
+            executed: listed.shared.engine.clock().instant(),
             handed: None,
             frame_bytes_max: HELLO_BYTES_MAX,
             read_timeout: None,
@@ -286,6 +294,7 @@ impl<'a> Connection<'a> {
     /// Executes the complete frames that are there and answers them with one write.
     fn execute_batch(&mut self, session: &mut Session) -> Result<(), End> {
         let received = self.shared.engine.clock().instant();
+        self.executed = received;
         let mut fault = None;
         let is_full = |this: &Connection<'_>| {
             this.samples.len() >= BATCH_REQUESTS_MAX
@@ -303,7 +312,7 @@ impl<'a> Connection<'a> {
                 }
             }
         }
-        self.await_disk(received);
+        self.await_disk(session, received);
         self.shared.engine.metrics().record(self.client_id, &self.samples);
         self.samples.clear();
         if let Some(error) = &fault {
@@ -320,10 +329,17 @@ impl<'a> Connection<'a> {
         let engine = &self.shared.engine;
         let start = self.output.len();
         let applied = engine.apply(session, &envelope.request, &mut self.output);
-        let latency = engine.clock().instant().duration_since(received);
+        let now = engine.clock().instant();
+        let latency = now.duration_since(received);
+        // Without the other requests of the batch: they have lines of their own.
+        let own = now.duration_since(std::mem::replace(&mut self.executed, now));
+        let waited = waited::take();
         if let Some(number) = applied.durable {
             let (sample, end) = (self.samples.len(), self.output.len());
-            self.awaiting.push(Awaiting { sample, start, end, number });
+            let subject = Subject::of(&envelope.request);
+            self.awaiting.push(Awaiting { sample, start, end, number, own, waited, subject });
+        } else if engine.is_slow(own) {
+            engine.note_slow(session, Subject::of(&envelope.request), own, waited, applied.failure);
         }
         self.handed = applied.handed;
         let operation = Operation::of(&envelope.request);
@@ -332,12 +348,14 @@ impl<'a> Connection<'a> {
     }
 
     /// Waits once for all durable writes of the batch. If the disk fails them, their answers say so instead.
-    fn await_disk(&mut self, received: Instant) {
+    fn await_disk(&mut self, session: &Session, received: Instant) {
         let Some(last) = self.awaiting.iter().map(|a| a.number).max() else { return };
         let engine = &self.shared.engine;
         let deadline = engine.clock().instant() + DURABLE_WAIT_MAX;
         let failure = engine.wait_durable(last, deadline).err();
-        let latency = engine.clock().instant().duration_since(received);
+        let now = engine.clock().instant();
+        let (latency, disk) = (now.duration_since(received), now.duration_since(self.executed));
+        let is_failed = failure.is_some();
         if let Some(failure) = failure {
             let message = failure.to_string();
             let kind = ErrorKind::StoreFailed;
@@ -350,7 +368,13 @@ impl<'a> Connection<'a> {
             self.awaiting.iter().for_each(|a| self.samples[a.sample].error = Some(kind));
         }
         self.awaiting.iter().for_each(|a| self.samples[a.sample].latency = latency);
-        self.awaiting.clear();
+        for Awaiting { own, waited, subject, .. } in self.awaiting.drain(..) {
+            if engine.is_slow(own + disk) {
+                let waited = Waited { disk: waited.disk + disk, ..waited };
+                let failure = is_failed.then_some(ErrorKind::StoreFailed);
+                engine.note_slow(session, subject, own + disk, waited, failure);
+            }
+        }
     }
 
     fn replace_awaiting(&mut self, error: &WireError<'_>) {

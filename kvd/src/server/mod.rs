@@ -10,10 +10,12 @@ mod input;
 mod linger;
 mod park;
 mod peer;
+mod scrape;
 mod slots;
 mod socket;
 mod stop;
 
+pub use scrape::{Scrape, ScrapeError};
 pub use socket::SocketError;
 pub use stop::Signals;
 

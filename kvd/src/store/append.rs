@@ -15,6 +15,7 @@ use super::overlay::{CacheRow, Entry, Layer};
 use super::pending::record_words;
 use super::record::{Change, LogChange, LogCommit, encode_into, encode_item, generation_and_version};
 use super::shared::{Health, Log, Shared};
+use crate::waited;
 
 /// What the encoding buffers keep after a large commit.
 const BUFFER_BYTES_KEPT: usize = 1 << 20;
@@ -123,7 +124,10 @@ impl Shared {
             }
             let head = log.head.number;
             parking_lot::MutexGuard::unlocked(&mut log, || self.want(head));
-            if self.room.wait_until(&mut log, deadline).timed_out() {
+            let began = self.clock.instant();
+            let timed_out = self.room.wait_until(&mut log, deadline).timed_out();
+            waited::for_disk(self.clock.instant() - began);
+            if timed_out {
                 return Err(StoreError::Timeout);
             }
         }

@@ -278,10 +278,15 @@ impl Flusher {
         }
         put_fixed(&txn, &fixed)?;
         self.commit(txn, Sync::Durable)?;
+        // Before anybody is told that it is done: who asks then sees it counted.
+        let records = fixed.mark.number - self.fixed.mark.number;
+        let micros = self.shared.clock.instant().duration_since(begin).as_micros();
+        self.shared.flush_us.lock().saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        if records > 0 {
+            self.shared.flush_records.lock().saturating_record(records);
+        }
         self.flushed(fixed, bytes, &durable_new);
         self.last_flush = self.shared.clock.instant();
-        let micros = self.last_flush.duration_since(begin).as_micros();
-        self.shared.flush_us.lock().saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
         Ok(())
     }
 

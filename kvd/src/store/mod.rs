@@ -106,6 +106,19 @@ pub struct Stats {
     pub file_bytes: u64,
     /// Time of a flush, in microseconds.
     pub flush_us: hdrhistogram::Histogram<u64>,
+    /// Records that one flush made durable together.
+    pub flush_records: hdrhistogram::Histogram<u64>,
+}
+
+/// Flushes that take longer count as this: ten minutes, in microseconds.
+const FLUSH_US_MAX: u64 = 600_000_000;
+/// Flushes of more records count as this.
+const FLUSH_RECORDS_MAX: u64 = 1 << 30;
+
+/// A histogram of two digits. With bounds from the start: one that grows does so for `record` only, and `saturating_record` would
+/// count everything as its first, tiny bound.
+fn histogram_up_to(most: u64) -> hdrhistogram::Histogram<u64> {
+    hdrhistogram::Histogram::new_with_bounds(1, most, 2).expect("the bounds are constants that fit")
 }
 
 impl Store {
@@ -177,7 +190,8 @@ impl Store {
             tree_bytes: Mutex::new(opened.state.tree_bytes.clone()),
             disk_bytes_max: Mutex::default(),
             hooks: RwLock::new(None),
-            flush_us: Mutex::new(hdrhistogram::Histogram::new(2).expect("two digits are allowed")),
+            flush_us: Mutex::new(histogram_up_to(FLUSH_US_MAX)),
+            flush_records: Mutex::new(histogram_up_to(FLUSH_RECORDS_MAX)),
             gauges,
         };
         let shared = Arc::new(shared);
@@ -419,6 +433,7 @@ impl Store {
             file_bytes: std::fs::metadata(self.shared.options.dir.join(disk::STORE_FILE))
                 .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512),
             flush_us: self.shared.flush_us.lock().clone(),
+            flush_records: self.shared.flush_records.lock().clone(),
         }
     }
 

@@ -172,6 +172,7 @@ pub(super) struct Shared {
     pub(super) disk_bytes_max: Mutex<BTreeMap<CacheId, u64>>,
     pub(super) hooks: RwLock<Option<Arc<Hooks>>>,
     pub(super) flush_us: Mutex<hdrhistogram::Histogram<u64>>,
+    pub(super) flush_records: Mutex<hdrhistogram::Histogram<u64>>,
     pub(super) gauges: Gauges,
 }
 

@@ -34,6 +34,23 @@ impl Writer {
         }
     }
 
+    /// The key of the item in a slot, and the length of its value; `None`: there is none.
+    #[must_use]
+    pub fn item_at(&self, place: Place) -> Option<(Vec<u8>, usize)> {
+        if place.bucket >= self.geometry.buckets() || place.slot >= SLOTS {
+            return None;
+        }
+        let word = self.words.load(self.geometry.bucket_at(place.bucket) + place.slot);
+        match slot::kind(word) {
+            _ if word == 0 => None,
+            Slot::Disk | Slot::Ask => None,
+            Slot::At(ring, position) => {
+                let at = At { ring, position };
+                Some((self.with_key(at, <[u8]>::to_vec), self.front(at).0.head.value_bytes()))
+            }
+        }
+    }
+
     pub(super) fn slot(&self, place: Place) -> Slot {
         slot::kind(self.words.load(self.geometry.bucket_at(place.bucket) + place.slot))
     }
