@@ -5,6 +5,7 @@
 
 mod architecture;
 mod churn;
+mod clearing;
 mod crash;
 mod demo;
 mod fair;

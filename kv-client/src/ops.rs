@@ -189,8 +189,13 @@ pub(crate) fn ttl(cache: &str, key: &[u8]) -> Result<Call<Option<Life>>> {
 pub(crate) fn scan_page(scan: &Cursor) -> Result<Call<Page>> {
     check_cache(&scan.cache)?;
     Error::check("prefix", "bytes", scan.prefix.len(), KEY_BYTES_MAX)?;
-    let Cursor { cache, prefix, at, keys_max, values, .. } = scan;
-    let request = Request::Scan { cache, prefix, cursor: at, keys_max: (*keys_max).max(1), values: *values };
+    let Cursor { cache, prefix, at: cursor, keys_max, values, stale, .. } = scan;
+    let (keys_max, values) = ((*keys_max).max(1), *values);
+    let request = if *stale {
+        Request::ScanAll { cache, prefix, cursor, keys_max, values }
+    } else {
+        Request::Scan { cache, prefix, cursor, keys_max, values }
+    };
     Ok(Call::new(request, Lane::Reads, Repeat::Harmless, |response| match response {
         Response::Page { items, cursor } => {
             let items: Option<Vec<_>> =
@@ -277,6 +282,24 @@ pub(crate) fn clear(scope: Scope<'_>, effect: Effect) -> Result<Call<Version>> {
         }
     }
     Ok(Call::new(Request::Clear { scope, effect }, Lane::Writes, Repeat::Never, read_written))
+}
+
+/// Each item only if it still has its version. A repetition finds other versions, and nothing to do.
+pub(crate) fn clear_versions<K: AsRef<[u8]>>(
+    cache: &str,
+    items: &[(K, Version)],
+    effect: Effect,
+) -> Result<Call<u32>> {
+    Error::check("clear", "items", items.len(), COMMIT_CHECKS_MAX)?;
+    for (key, _) in items {
+        check_item(cache, key.as_ref())?;
+    }
+    let items = items.iter().map(|(key, version)| wire::Versioned { key: key.as_ref(), version: *version });
+    let request = Request::ClearVersions { cache, items: items.collect(), effect };
+    Ok(Call::new(request, Lane::Writes, Repeat::Harmless, |response| match response {
+        Response::Committed { changed, .. } => Ok(changed),
+        other => Err(unexpected("clear_versions", &other)),
+    }))
 }
 
 pub(crate) fn drop_cache(cache: &str) -> Result<Call<Version>> {

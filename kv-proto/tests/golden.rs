@@ -5,7 +5,8 @@
 use kv_proto::wire::{
     Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
     Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request,
-    Response, ScanItem, Scope, Sliding, TransactionInfo, Want, Wanted, Welcome, What, WireError, Write,
+    Response, ScanItem, Scope, Sliding, TransactionInfo, Versioned, Want, Wanted, Welcome, What, WireError,
+    Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,15 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("unlock", Request::Unlock { fence: 300 }),
         ("watch", Request::Watch { cache: Some(cache), prefix: b"p" }),
         ("watch_all", Request::Watch { cache: None, prefix: b"" }),
+        ("scan_all", Request::ScanAll { cache, prefix: b"p", cursor: b"q", keys_max: 10, values: true }),
+        (
+            "clear_versions",
+            Request::ClearVersions {
+                cache,
+                items: vec![Versioned { key, version: 300 }],
+                effect: Effect::Stale,
+            },
+        ),
     ]
 }
 
@@ -304,6 +314,8 @@ const GOLDEN: &[(&str, &str)] = &[
         "response changes",
         "2f0000001706ac02016300016bac02ac02016301016bac0201630201ac02016303017000ac02016304017401ac02016305ac02",
     ),
+    ("request scan_all", "0a000000001f0163017001710a01"),
+    ("request clear_versions", "0a0000000020016301016bac0201"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

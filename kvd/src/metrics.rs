@@ -73,6 +73,8 @@ labels! {
         RenewLock => "renew_lock", "[`Request::RenewLock`].";
         Unlock => "unlock", "[`Request::Unlock`].";
         Watch => "watch", "[`Request::Watch`].";
+        ScanAll => "scan_all", "[`Request::ScanAll`], one page.";
+        ClearVersions => "clear_versions", "[`Request::ClearVersions`].";
     }
 }
 
@@ -132,6 +134,8 @@ impl Operation {
             Request::RenewLock { .. } => Operation::RenewLock,
             Request::Unlock { .. } => Operation::Unlock,
             Request::Watch { .. } => Operation::Watch,
+            Request::ScanAll { .. } => Operation::ScanAll,
+            Request::ClearVersions { .. } => Operation::ClearVersions,
         }
     }
 }
@@ -210,7 +214,7 @@ pub struct Metrics {
     cut: [AtomicU64; CutFor::ALL.len()],
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shard {
     operations: [PerOperation; Operation::ALL.len()],
     // By label, because the enum is open; a handful of entries.
@@ -227,6 +231,13 @@ struct PerOperation {
 fn new_histogram() -> Histogram<u64> {
     let max_ns = u64::try_from(LATENCY_MAX.as_nanos()).expect("a minute");
     Histogram::new_with_bounds(1, max_ns, LATENCY_DIGITS).expect("the bounds are constants that fit")
+}
+
+impl Default for Shard {
+    fn default() -> Shard {
+        // Arrays of more than 32 have no default of their own.
+        Shard { operations: std::array::from_fn(|_| PerOperation::default()), errors: Vec::new() }
+    }
 }
 
 impl Shard {

@@ -16,7 +16,7 @@ pub use frame::{
 };
 pub use request::{
     Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, Filling, PutOptions, Request, Scope, Sliding,
-    Want, Wanted, Write,
+    Versioned, Want, Wanted, Write,
 };
 pub use response::{
     CacheInfo, Change, ClientInfo, Durability, Entry, Freshness, Item, Loan, Metric, ReadPath, Response,

@@ -201,6 +201,34 @@ pub enum Request<'a> {
         #[serde(with = "serde_bytes")]
         prefix: &'a [u8],
     },
+    /// As `Scan`, stale items too: `Page`.
+    ScanAll {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        cursor: &'a [u8],
+        keys_max: u32,
+        values: bool,
+    },
+    /// Makes items gone or stale, each only if it still has the version said: `Committed`, with how many had. At most
+    /// `limits::COMMIT_CHECKS_MAX`.
+    ClearVersions {
+        cache: &'a str,
+        #[serde(borrow)]
+        items: Vec<Versioned<'a>>,
+        effect: Effect,
+    },
+}
+
+/// A key and the version that its item had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned<'a> {
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: &'a [u8],
+    /// The version.
+    pub version: Version,
 }
 
 /// A key that somebody wants an item of.

@@ -175,7 +175,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Drop { cache }
         | Request::Attach { cache }
         | Request::Hits { cache, .. }
-        | Request::Lease { cache, .. } => (vec![*cache], false),
+        | Request::Lease { cache, .. }
+        | Request::ScanAll { cache, .. }
+        | Request::ClearVersions { cache, .. } => (vec![*cache], false),
         Request::Watch { cache, .. } => (cache.iter().copied().collect(), false),
         Request::Commit { checks, writes, .. } => {
             let written = writes.iter().map(|write| match write {
