@@ -8,6 +8,7 @@ mod churn;
 mod clearing;
 mod crash;
 mod demo;
+mod dumps;
 mod fair;
 mod herd;
 mod holders;

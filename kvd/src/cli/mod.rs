@@ -9,13 +9,17 @@ mod clear;
 mod clients;
 mod common;
 mod completions;
+mod db_dump;
 mod delete;
 mod describe;
 mod drop;
+mod dump;
 mod expire;
 mod failure;
 mod get;
 mod increment;
+mod lines;
+mod load;
 mod locks;
 mod offline;
 mod ping;
@@ -80,6 +84,8 @@ enum Command {
     Scan(scan::Args),
     Clear(clear::Args),
     Drop(drop::Args),
+    Dump(dump::Args),
+    Load(load::Args),
     Stats(stats::Args),
     Caches(caches::Args),
     Clients(clients::Args),
@@ -106,6 +112,8 @@ pub(crate) fn run() -> ExitCode {
         Command::Scan(args) => scan::run(&common, &args),
         Command::Clear(args) => clear::run(&common, &args),
         Command::Drop(args) => drop::run(&common, &args),
+        Command::Dump(args) => dump::run(&common, &args),
+        Command::Load(args) => load::run(&common, &args),
         Command::Stats(args) => stats::run(&common, &args),
         Command::Caches(args) => caches::run(&common, &args),
         Command::Clients(args) => clients::run(&common, &args),
