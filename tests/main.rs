@@ -4,6 +4,7 @@
 //! socket of its own; all run in parallel.
 
 mod architecture;
+mod backups;
 mod churn;
 mod clearing;
 mod crash;

@@ -12,7 +12,7 @@ use kv_proto::wire::{
 };
 
 use crate::answers::{
-    CacheInfo, Change, ClientInfo, Committed, Entry, Freshness, Life, Metric, Page, PutOutcome,
+    CacheInfo, Change, Checked, ClientInfo, Committed, Entry, Freshness, Life, Metric, Page, PutOutcome,
     TransactionInfo, Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
@@ -593,6 +593,34 @@ pub(crate) fn read_changes(response: Response<'_>) -> Result<Vec<Change>> {
         }
         other => Err(unexpected("watch", &other)),
     }
+}
+
+/// Begins a backup; what is read is its first part.
+pub(crate) fn backup(memory: bool) -> Call<Vec<u8>> {
+    Call::new(Request::Backup { memory }, Lane::Waits, Repeat::Harmless, |response| {
+        Ok(read_part(response)?.unwrap_or_default())
+    })
+}
+
+/// One of the answers to a `backup`; `None`: that was the last.
+pub(crate) fn read_part(response: Response<'_>) -> Result<Option<Vec<u8>>> {
+    match response {
+        Response::Part { bytes } => Ok(Some(bytes.to_vec())),
+        Response::Done => Ok(None),
+        other => Err(unexpected("backup", &other)),
+    }
+}
+
+pub(crate) fn check(samples: u32) -> Call<Checked> {
+    Call::new(Request::Check { samples }, Lane::Waits, Repeat::Harmless, |response| match response {
+        Response::Checked(found) => Ok(Checked {
+            sequence: found.sequence,
+            items: found.items,
+            compared: found.compared,
+            wrong: found.wrong.into_iter().map(str::to_owned).collect(),
+        }),
+        other => Err(unexpected("check", &other)),
+    })
 }
 
 /// Many keys of one moment, inside a transaction: the values of the first of them.

@@ -3,10 +3,10 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
-    Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request,
-    Response, ScanItem, Scope, Sliding, TransactionInfo, Versioned, Want, Wanted, Welcome, What, WireError,
-    Write,
+    Bytes, CacheInfo, Change, Check, Checked, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind,
+    Expect, Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath,
+    Request, Response, ScanItem, Scope, Sliding, TransactionInfo, Versioned, Want, Wanted, Welcome, What,
+    WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -142,6 +142,8 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
                 effect: Effect::Stale,
             },
         ),
+        ("backup", Request::Backup { memory: true }),
+        ("check", Request::Check { samples: 300 }),
     ]
 }
 
@@ -236,6 +238,8 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("busy", Response::Busy { holder: "h" }),
         ("watching", Response::Watching),
         ("changes", Response::Changes { changes, missed: 300 }),
+        ("part", Response::Part { bytes: b"p" }),
+        ("checked", Response::Checked(Checked { sequence: 300, items: 1, compared: 2, wrong: vec!["w"] })),
     ]
 }
 
@@ -316,6 +320,10 @@ const GOLDEN: &[(&str, &str)] = &[
     ),
     ("request scan_all", "0a000000001f0163017001710a01"),
     ("request clear_versions", "0a0000000020016301016bac0201"),
+    ("request backup", "03000000002101"),
+    ("request check", "040000000022ac02"),
+    ("response part", "03000000180170"),
+    ("response checked", "0800000019ac020102010177"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

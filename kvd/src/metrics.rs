@@ -75,6 +75,8 @@ labels! {
         Watch => "watch", "[`Request::Watch`].";
         ScanAll => "scan_all", "[`Request::ScanAll`], one page.";
         ClearVersions => "clear_versions", "[`Request::ClearVersions`].";
+        Backup => "backup", "[`Request::Backup`].";
+        Check => "check", "[`Request::Check`].";
     }
 }
 
@@ -136,6 +138,8 @@ impl Operation {
             Request::Watch { .. } => Operation::Watch,
             Request::ScanAll { .. } => Operation::ScanAll,
             Request::ClearVersions { .. } => Operation::ClearVersions,
+            Request::Backup { .. } => Operation::Backup,
+            Request::Check { .. } => Operation::Check,
         }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Made by [`Client::admin`]; the command line uses it.
 
+use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, ClientInfo, Metric, Transactions};
+use crate::answers::{CacheInfo, Checked, ClientInfo, Metric, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -112,6 +113,51 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn roll_back(&self, number: u64) -> Result<bool> {
         self.client.call(ops::rollback(number)).await
+    }
+
+    /// All caches on disk as of one moment, as the bytes of a file that `kvd restore` takes; with `memory` those in memory only
+    /// too, which are of no one moment. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// let mut file = Vec::new();
+    /// let mut backup = client.admin().backup(false).await?;
+    /// while let Some(part) = backup.next_part().await? {
+    ///     file.extend(part);
+    /// }
+    /// assert!(file.starts_with(b"kvdback"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn backup(&self, memory: bool) -> Result<Backup> {
+        Backup::begin(&self.client, self.client.op_timeout(), memory).await
+    }
+
+    /// Looks whether store and memory are sound, at no more than `samples` items of each cache. For the daemon's own user and
+    /// root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// assert!(client.admin().check(1_000).await?.wrong.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn check(&self, samples: u32) -> Result<Checked> {
+        self.client.call(ops::check(samples)).await
     }
 
     /// As [`Client::ping`].

@@ -19,6 +19,6 @@ pub use request::{
     Versioned, Want, Wanted, Write,
 };
 pub use response::{
-    CacheInfo, Change, ClientInfo, Durability, Entry, Freshness, Item, Loan, Metric, ReadPath, Response,
-    ScanItem, Tags, TransactionInfo, What,
+    CacheInfo, Change, Checked, ClientInfo, Durability, Entry, Freshness, Item, Loan, Metric, ReadPath,
+    Response, ScanItem, Tags, TransactionInfo, What,
 };

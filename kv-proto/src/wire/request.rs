@@ -219,6 +219,14 @@ pub enum Request<'a> {
         items: Vec<Versioned<'a>>,
         effect: Effect,
     },
+    /// `Part`s of a backup as of one moment, empty ones while it is awaited, then `Done`. For the daemon's own user and root.
+    Backup {
+        /// With the caches that are in memory only, each as it is when its turn comes.
+        memory: bool,
+    },
+    /// Looks whether store and memory are sound, at no more than `samples` items a cache: `Checked`. For the daemon's own user
+    /// and root.
+    Check { samples: u32 },
 }
 
 /// A key and the version that its item had.

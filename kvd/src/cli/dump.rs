@@ -57,7 +57,8 @@ fn dump(common: &Common, args: &Args, client: &Client) -> Outcome {
         out.flush().map_err(Failure::Output)?;
         return Ok(Exit::Done);
     };
-    let items = whole_file(path, |out, failed| write_items(client, &caches, out, failed))?;
+    let items =
+        whole_file(path, |out, failed| write_items(client, &caches, out, failed), |_path, items| Ok(items))?;
     if common.json {
         super::common::say(json!({ "items": items, "file": path }))?;
     } else {
@@ -88,11 +89,12 @@ fn write_items(
     Ok(items)
 }
 
-/// Writes a file that gets its name only when it is whole and on stable storage.
-pub(super) fn whole_file<T>(
+/// Writes a file that gets its name only when it is whole, on stable storage, and `verify` has found nothing wrong with it.
+pub(super) fn whole_file<T, V>(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>, &dyn Fn(std::io::Error) -> Failure) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    verify: impl FnOnce(&Path, T) -> Result<V, Failure>,
+) -> Result<V, Failure> {
     let failed = |source| Failure::Input { what: path.display().to_string(), source };
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -105,6 +107,7 @@ pub(super) fn whole_file<T>(
         let mut out = BufWriter::with_capacity(1 << 20, options.open(&partial).map_err(failed)?);
         let done = write(&mut out, &failed)?;
         out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+        let done = verify(&partial, done)?;
         std::fs::rename(&partial, path).map_err(failed)?;
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;

@@ -1,8 +1,9 @@
-//! `kvd load`: items from lines of JSON, or from a text dump of Berkeley DB.
+//! `kvd load`: items from lines of JSON, from a text dump of Berkeley DB, or from a backup.
 //!
 //! A line is checked whole before anything of it is put. What is put goes in batches, each one commit; a batch that is
 //! refused is halved until the items in it that are at fault stand alone.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use kv_client::blocking::Client;
 use kv_client::{ErrorKind, PutOptions, Ttl};
 use kv_proto::limits::VALUE_BYTES_MAX;
 use kvd::clock::Clock;
+use kvd::store::{ArchiveError, ArchiveReader, ArchiveRecord};
 use serde_json::json;
 
 use super::common::{Common, say};
@@ -36,6 +38,8 @@ enum Format {
     Json,
     /// Berkeley DB's text dump, by db_dump or db5.3_dump
     DbDump,
+    /// A backup, by `kvd backup`
+    Backup,
 }
 
 /// Put the items of a dump
@@ -46,6 +50,7 @@ Examples:
   kvd load all.jsonl --replace                           what is there already is overwritten
   kvd dump product | ssh other kvd load
   db5.3_dump -p cart.db | kvd load --format db_dump --cache cart --ttl 1d
+  kvd load nightly.kvd --format backup                   into a daemon that serves
   kvd load all.jsonl --offline --dir /srv/kvd            while no daemon serves that directory
 
 Items keep what is left of their lives; what has ended meanwhile is left out. A bad line is named with its number and
@@ -128,6 +133,7 @@ fn load(common: &Common, args: &Args, client: &Client, input: Box<dyn BufRead>) 
     let read = match args.format {
         Format::Json => loader.json(input),
         Format::DbDump => loader.db_dump(input),
+        Format::Backup => loader.backup(input),
     };
     // What stands before a bad line is put all the same: then it is plain where to go on.
     let done = loader.put_pending().and(read);
@@ -181,6 +187,38 @@ impl Loader<'_> {
             Err((why, false)) => self.bad(number, &why),
         })?;
         reader.end().map_err(|why| Failure::Usage(format!("{what}: {why}")))
+    }
+
+    /// Items count as lines.
+    fn backup(&mut self, input: impl BufRead) -> Result<(), Failure> {
+        let what = self.what();
+        let failed = |why: ArchiveError| Failure::Usage(format!("{what}: {why}"));
+        let mut reader = ArchiveReader::new(input).map_err(&failed)?;
+        let mut caches = BTreeMap::new();
+        let at = |ms: i64| SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0));
+        for number in 1.. {
+            let item = match reader.next().map_err(&failed)? {
+                None => break,
+                Some(ArchiveRecord::Header { .. } | ArchiveRecord::End { .. }) => continue,
+                Some(ArchiveRecord::Cache(cache)) => {
+                    caches.insert(cache.id, cache.name.to_owned());
+                    continue;
+                }
+                Some(ArchiveRecord::Item(item)) => item,
+            };
+            let item = Item {
+                cache: caches.get(&item.cache).cloned().unwrap_or_default(),
+                key: item.key.to_vec(),
+                value: item.value.to_vec(),
+                expires: item.expires_ms.map(at),
+                stale_for: Duration::from_millis(item.stale_for_ms),
+                load_cost: Duration::from_millis(u64::from(item.load_cost_ms)),
+                stale: item.stale,
+                tags: item.tags.iter().map(|tag| tag.to_vec()).collect(),
+            };
+            self.take(number, item)?;
+        }
+        Ok(())
     }
 
     fn what(&self) -> String {

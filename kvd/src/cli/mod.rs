@@ -4,7 +4,9 @@
 //! daemon. Answers go to standard output, everything said about them to standard error, in one line that says what
 //! to do.
 
+mod backup;
 mod caches;
+mod check;
 mod clear;
 mod clients;
 mod common;
@@ -25,6 +27,7 @@ mod offline;
 mod ping;
 mod progress;
 mod put;
+mod restore;
 mod rollback;
 mod scan;
 mod serve;
@@ -84,6 +87,9 @@ enum Command {
     Scan(scan::Args),
     Clear(clear::Args),
     Drop(drop::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
+    Check(check::Args),
     Dump(dump::Args),
     Load(load::Args),
     Stats(stats::Args),
@@ -112,6 +118,9 @@ pub(crate) fn run() -> ExitCode {
         Command::Scan(args) => scan::run(&common, &args),
         Command::Clear(args) => clear::run(&common, &args),
         Command::Drop(args) => drop::run(&common, &args),
+        Command::Backup(args) => backup::run(&common, &args),
+        Command::Restore(args) => restore::run(&common, &args),
+        Command::Check(args) => check::run(&common, &args),
         Command::Dump(args) => dump::run(&common, &args),
         Command::Load(args) => load::run(&common, &args),
         Command::Stats(args) => stats::run(&common, &args),

@@ -17,6 +17,11 @@ impl Progress {
         Progress::of(ProgressBar::no_length(), "{spinner} {prefix}: {msg} ({elapsed})", what)
     }
 
+    /// Of so much; the total may change.
+    pub(super) fn towards(what: &str, total: u64) -> Progress {
+        Progress::of(ProgressBar::new(total), "{prefix}: {bar:30} {percent} % ({elapsed}, {eta} left)", what)
+    }
+
     fn of(bar: ProgressBar, template: &str, what: &str) -> Progress {
         let is_seen = std::io::stderr().is_terminal();
         bar.set_draw_target(if is_seen {
@@ -35,6 +40,12 @@ impl Progress {
     /// Says how far it is.
     pub(super) fn say(&self, message: String) {
         self.0.set_message(message);
+    }
+
+    /// Says how much of how much is done.
+    pub(super) fn at(&self, done: u64, total: u64) {
+        self.0.set_length(total.max(done));
+        self.0.set_position(done);
     }
 }
 

@@ -208,7 +208,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Abandon { .. }
         | Request::Lock { .. }
         | Request::RenewLock { .. }
-        | Request::Unlock { .. } => (Vec::new(), false),
+        | Request::Unlock { .. }
+        | Request::Backup { .. }
+        | Request::Check { .. } => (Vec::new(), false),
     }
 }
 
@@ -222,6 +224,7 @@ impl Session {
             transaction: None,
             held: BTreeMap::new(),
             watching: None,
+            work: None,
             buffer: Vec::new(),
             keys: Vec::new(),
             handed: None,

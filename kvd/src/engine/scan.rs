@@ -139,6 +139,21 @@ impl Engine {
         Ok((page, stamped))
     }
 
+    /// A page of a cache in memory: keys, items, and whether each is stale before its expiry; and where the next begins.
+    pub(super) fn memory_page(
+        &self,
+        cache: &Cache,
+        wanted: Wanted<'_>,
+        now: BootMs,
+    ) -> Result<(Vec<(Vec<u8>, Current, bool)>, Vec<u8>), Failure> {
+        let page = self.scan_memory(cache, wanted, limits::SCAN_KEYS_MAX, now)?;
+        let of_item = |(key, item, freshness): (Vec<u8>, Current, wire::Freshness)| {
+            let is_stale = freshness == wire::Freshness::Stale && !item.is_expired(now);
+            (key, item, is_stale)
+        };
+        Ok((page.items.into_iter().map(of_item).collect(), page.cursor))
+    }
+
     fn scan_memory(
         &self,
         cache: &Cache,
