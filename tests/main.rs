@@ -4,9 +4,12 @@
 //! socket of its own; all run in parallel.
 
 mod architecture;
+mod backups;
 mod churn;
+mod clearing;
 mod crash;
 mod demo;
+mod dumps;
 mod fair;
 mod herd;
 mod holders;

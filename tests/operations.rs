@@ -262,7 +262,7 @@ fn command_line_has_the_same_operations_and_documented_exit_codes() {
     assert_eq!(run(&["take", "c", "k"]).1, "hello\n");
     assert_eq!(run(&["delete", "c", "k"]).0, 1);
     assert_eq!(run(&["clear", "--tag", "t"]).0, 0);
-    assert_eq!(run(&["clear", "c"]).0, 0);
+    assert_eq!(run(&["clear", "c", "--yes"]).0, 0);
     assert_eq!(run(&["get", "c", "n"]).0, 1);
     assert!(run(&["caches"]).1.contains('c'));
     assert!(run(&["stats"]).1.contains("put"));

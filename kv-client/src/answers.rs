@@ -442,6 +442,20 @@ impl ClientInfo {
     }
 }
 
+/// What a check of a serving daemon found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Checked {
+    /// The newest sequence.
+    pub sequence: Version,
+    /// Items whose checksums were verified.
+    pub items: u64,
+    /// Of these, how many are in memory too and were held against it.
+    pub compared: u64,
+    /// What is wrong; nothing: all that was looked at is as it should be.
+    pub wrong: Vec<String>,
+}
+
 /// Who holds and who waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

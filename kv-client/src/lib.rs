@@ -53,12 +53,12 @@ mod typed;
 mod undelivered;
 
 pub use answers::{
-    CacheInfo, CacheStats, Change, ClearedScope, ClientInfo, ClientStats, Committed, Entry, Fallbacks,
-    Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome, ReadPath, SlowLog, SlowRequest,
+    CacheInfo, CacheStats, Change, Checked, ClearedScope, ClientInfo, ClientStats, Committed, Entry,
+    Fallbacks, Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome, ReadPath, SlowLog, SlowRequest,
     TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
-pub use asynchronous::{Admin, Cache, Client, LockGuard, Scan, Transaction, Watch};
+pub use asynchronous::{Admin, Backup, Cache, Client, LockGuard, Scan, Transaction, Watch};
 pub use batch::Batch;
 pub use codec::SchemaVersion;
 pub use error::{Attempt, Error, Result, RetryAdvice};

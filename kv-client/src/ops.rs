@@ -13,8 +13,8 @@ use kv_proto::wire::{
 };
 
 use crate::answers::{
-    CacheInfo, Change, ClientInfo, Committed, Entry, Freshness, HotKey, Life, Metric, Page, PutOutcome,
-    SlowLog, SlowRequest, TransactionInfo, Transactions,
+    CacheInfo, Change, Checked, ClientInfo, Committed, Entry, Freshness, HotKey, Life, Metric, Page,
+    PutOutcome, SlowLog, SlowRequest, TransactionInfo, Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
@@ -190,8 +190,13 @@ pub(crate) fn ttl(cache: &str, key: &[u8]) -> Result<Call<Option<Life>>> {
 pub(crate) fn scan_page(scan: &Cursor) -> Result<Call<Page>> {
     check_cache(&scan.cache)?;
     Error::check("prefix", "bytes", scan.prefix.len(), KEY_BYTES_MAX)?;
-    let Cursor { cache, prefix, at, keys_max, values, .. } = scan;
-    let request = Request::Scan { cache, prefix, cursor: at, keys_max: (*keys_max).max(1), values: *values };
+    let Cursor { cache, prefix, at: cursor, keys_max, values, stale, .. } = scan;
+    let (keys_max, values) = ((*keys_max).max(1), *values);
+    let request = if *stale {
+        Request::ScanAll { cache, prefix, cursor, keys_max, values }
+    } else {
+        Request::Scan { cache, prefix, cursor, keys_max, values }
+    };
     Ok(Call::new(request, Lane::Reads, Repeat::Harmless, |response| match response {
         Response::Page { items, cursor } => {
             let items: Option<Vec<_>> =
@@ -278,6 +283,24 @@ pub(crate) fn clear(scope: Scope<'_>, effect: Effect) -> Result<Call<Version>> {
         }
     }
     Ok(Call::new(Request::Clear { scope, effect }, Lane::Writes, Repeat::Never, read_written))
+}
+
+/// Each item only if it still has its version. A repetition finds other versions, and nothing to do.
+pub(crate) fn clear_versions<K: AsRef<[u8]>>(
+    cache: &str,
+    items: &[(K, Version)],
+    effect: Effect,
+) -> Result<Call<u32>> {
+    Error::check("clear", "items", items.len(), COMMIT_CHECKS_MAX)?;
+    for (key, _) in items {
+        check_item(cache, key.as_ref())?;
+    }
+    let items = items.iter().map(|(key, version)| wire::Versioned { key: key.as_ref(), version: *version });
+    let request = Request::ClearVersions { cache, items: items.collect(), effect };
+    Ok(Call::new(request, Lane::Writes, Repeat::Harmless, |response| match response {
+        Response::Committed { changed, .. } => Ok(changed),
+        other => Err(unexpected("clear_versions", &other)),
+    }))
 }
 
 pub(crate) fn drop_cache(cache: &str) -> Result<Call<Version>> {
@@ -598,6 +621,34 @@ pub(crate) fn read_changes(response: Response<'_>) -> Result<Vec<Change>> {
         }
         other => Err(unexpected("watch", &other)),
     }
+}
+
+/// Begins a backup; what is read is its first part.
+pub(crate) fn backup(memory: bool) -> Call<Vec<u8>> {
+    Call::new(Request::Backup { memory }, Lane::Waits, Repeat::Harmless, |response| {
+        Ok(read_part(response)?.unwrap_or_default())
+    })
+}
+
+/// One of the answers to a `backup`; `None`: that was the last.
+pub(crate) fn read_part(response: Response<'_>) -> Result<Option<Vec<u8>>> {
+    match response {
+        Response::Part { bytes } => Ok(Some(bytes.to_vec())),
+        Response::Done => Ok(None),
+        other => Err(unexpected("backup", &other)),
+    }
+}
+
+pub(crate) fn check(samples: u32) -> Call<Checked> {
+    Call::new(Request::Check { samples }, Lane::Waits, Repeat::Harmless, |response| match response {
+        Response::Checked(found) => Ok(Checked {
+            sequence: found.sequence,
+            items: found.items,
+            compared: found.compared,
+            wrong: found.wrong.into_iter().map(str::to_owned).collect(),
+        }),
+        other => Err(unexpected("check", &other)),
+    })
 }
 
 /// Many keys of one moment, inside a transaction: the values of the first of them.

@@ -9,6 +9,7 @@ pub(crate) struct Cursor {
     pub(crate) prefix: Vec<u8>,
     pub(crate) keys_max: u32,
     pub(crate) values: bool,
+    pub(crate) stale: bool,
     pub(crate) at: Vec<u8>,
     pub(crate) ended: bool,
 }
@@ -21,6 +22,7 @@ impl Cursor {
             prefix: prefix.into(),
             keys_max,
             values: false,
+            stale: false,
             at: Vec::new(),
             ended: false,
         }

@@ -89,6 +89,10 @@ pub const SLOW_SLOWEST_MAX: usize = 128;
 pub const SLOW_KEY_BYTES_MAX: usize = 64;
 /// Most keys an answer of `hottest`. A larger wish is cut to this.
 pub const HOT_KEYS_MAX: usize = 256;
+/// Most bytes of a part of a backup; what is more comes with the next.
+pub const PART_BYTES_MAX: usize = 1 << 20;
+/// A backup that takes longer is ended, `Timeout`: until then what it reads cannot be freed.
+pub const BACKUP_LIFE_MAX: Duration = Duration::from_secs(3_600);
 
 /// Bytes of a frame beyond keys and values: header, options, tags.
 pub const FRAME_OVERHEAD_MAX: usize = 4_096;

@@ -3,10 +3,10 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
-    Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath,
-    Request, Response, ScanItem, Scope, Sliding, SlowOrder, SlowRequest, TransactionInfo, Want, Wanted,
-    Welcome, What, WireError, Write,
+    Bytes, CacheInfo, Change, Check, Checked, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind,
+    Expect, Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions,
+    ReadPath, Request, Response, ScanItem, Scope, Sliding, SlowOrder, SlowRequest, TransactionInfo,
+    Versioned, Want, Wanted, Welcome, What, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -135,6 +135,17 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("watch_all", Request::Watch { cache: None, prefix: b"" }),
         ("slow_log", Request::SlowLog { order: SlowOrder::Slowest, requests_max: 300, longer_than_us: 400 }),
         ("hottest", Request::Hottest { cache: Some(cache), keys_max: 300 }),
+        ("scan_all", Request::ScanAll { cache, prefix: b"p", cursor: b"q", keys_max: 10, values: true }),
+        (
+            "clear_versions",
+            Request::ClearVersions {
+                cache,
+                items: vec![Versioned { key, version: 300 }],
+                effect: Effect::Stale,
+            },
+        ),
+        ("backup", Request::Backup { memory: true }),
+        ("check", Request::Check { samples: 300 }),
     ]
 }
 
@@ -252,6 +263,8 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
             "hot_keys",
             Response::HotKeys(vec![HotKey { cache: "c", key: Bytes(b"k"), reads: 300, value_bytes: 400 }]),
         ),
+        ("part", Response::Part { bytes: b"p" }),
+        ("checked", Response::Checked(Checked { sequence: 300, items: 1, compared: 2, wrong: vec!["w"] })),
     ]
 }
 
@@ -337,6 +350,12 @@ const GOLDEN: &[(&str, &str)] = &[
         "260000001801ac02900301036765740163016bac0204016e05060ea0068407e807010774696d656f7574",
     ),
     ("response hot_keys", "0a00000019010163016bac029003"),
+    ("request scan_all", "0a000000001f0163017001710a01"),
+    ("request clear_versions", "0a0000000020016301016bac0201"),
+    ("request backup", "03000000002101"),
+    ("request check", "040000000022ac02"),
+    ("response part", "03000000180170"),
+    ("response checked", "0800000019ac020102010177"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

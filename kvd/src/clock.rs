@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kv_proto::BootMs;
 use kv_proto::segment::Control;
@@ -46,6 +46,12 @@ impl Clock {
         read_ms(ClockId::CLOCK_REALTIME)
             + self.boot_offset_ms.load(Ordering::Relaxed)
             + self.wall_offset_ms.load(Ordering::Relaxed)
+    }
+
+    /// The wall clock as the standard library has it.
+    #[must_use]
+    pub fn wall_time(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.wall_ms()).unwrap_or(0))
     }
 
     /// For deadlines and latencies inside this process; never moved by tests.

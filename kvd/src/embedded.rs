@@ -64,7 +64,15 @@ impl Embedded {
     /// # Errors
     /// When the last flush fails. What was acknowledged is in the pending log all the same.
     pub fn close(self) -> Result<(), Failure> {
-        self.engine.close(Instant::now() + CLOSE_WITHIN)
+        self.close_by(Instant::now() + CLOSE_WITHIN)
+    }
+
+    /// As [`Embedded::close`], with a deadline of one's own.
+    ///
+    /// # Errors
+    /// As [`Embedded::close`].
+    pub fn close_by(self, deadline: Instant) -> Result<(), Failure> {
+        self.engine.close(deadline)
     }
 }
 

@@ -209,6 +209,10 @@ labels! {
         Watch => "watch", "[`Request::Watch`].";
         SlowLog => "slow_log", "[`Request::SlowLog`].";
         Hottest => "hottest", "[`Request::Hottest`].";
+        ScanAll => "scan_all", "[`Request::ScanAll`], one page.";
+        ClearVersions => "clear_versions", "[`Request::ClearVersions`].";
+        Backup => "backup", "[`Request::Backup`].";
+        Check => "check", "[`Request::Check`].";
     }
 }
 
@@ -270,6 +274,10 @@ impl Operation {
             Request::Watch { .. } => Operation::Watch,
             Request::SlowLog { .. } => Operation::SlowLog,
             Request::Hottest { .. } => Operation::Hottest,
+            Request::ScanAll { .. } => Operation::ScanAll,
+            Request::ClearVersions { .. } => Operation::ClearVersions,
+            Request::Backup { .. } => Operation::Backup,
+            Request::Check { .. } => Operation::Check,
         }
     }
 }
@@ -369,6 +377,7 @@ fn new_histogram() -> Histogram<u64> {
 
 impl Default for Shard {
     fn default() -> Shard {
+        // Arrays of more than 32 have no default of their own.
         Shard { operations: std::array::from_fn(|_| PerOperation::default()), errors: Vec::new() }
     }
 }

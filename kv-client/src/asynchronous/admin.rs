@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use kv_proto::wire::SlowOrder;
 
+use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, ClientInfo, HotKey, Metric, SlowLog, Transactions};
+use crate::answers::{CacheInfo, Checked, ClientInfo, HotKey, Metric, SlowLog, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -162,6 +163,51 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn hottest(&self, cache: Option<&str>, keys_max: u32) -> Result<Vec<HotKey>> {
         self.client.call(ops::hottest(cache, keys_max)?).await
+    }
+
+    /// All caches on disk as of one moment, as the bytes of a file that `kvd restore` takes; with `memory` those in memory only
+    /// too, which are of no one moment. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// let mut file = Vec::new();
+    /// let mut backup = client.admin().backup(false).await?;
+    /// while let Some(part) = backup.next_part().await? {
+    ///     file.extend(part);
+    /// }
+    /// assert!(file.starts_with(b"kvdback"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn backup(&self, memory: bool) -> Result<Backup> {
+        Backup::begin(&self.client, self.client.op_timeout(), memory).await
+    }
+
+    /// Looks whether store and memory are sound, at no more than `samples` items of each cache. For the daemon's own user and
+    /// root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// client.cache("product").put("42", "rocket", None).await?;
+    /// assert!(client.admin().check(1_000).await?.wrong.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn check(&self, samples: u32) -> Result<Checked> {
+        self.client.call(ops::check(samples)).await
     }
 
     /// As [`Client::ping`].

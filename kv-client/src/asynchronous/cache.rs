@@ -574,6 +574,31 @@ impl Cache {
         self.invalidate(None, ops::clear(scope, effect)?).await
     }
 
+    /// Makes items gone or stale that still have the versions that somebody saw; gives how many had. At most 1,024 at once.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let cache = client.cache("product");
+    /// let seen = cache.put("42", "rocket", None).await?;
+    /// cache.put("42", "newer", None).await?;
+    /// assert_eq!(cache.clear_versions(&[("42", seen)], kv_client::Effect::Gone).await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn clear_versions<K: AsRef<[u8]>>(
+        &self,
+        items: &[(K, Version)],
+        effect: Effect,
+    ) -> Result<u32> {
+        self.call(ops::clear_versions(self.name(), items, effect)?).await
+    }
+
     /// Removes the cache and all its items.
     ///
     /// ```

@@ -5,6 +5,7 @@
 //! and an answer that nobody awaits is thrown away in its turn.
 
 mod admin;
+mod backup;
 mod cache;
 mod client;
 mod flight;
@@ -20,6 +21,7 @@ mod watch;
 mod way;
 
 pub use admin::Admin;
+pub use backup::Backup;
 pub use cache::Cache;
 pub use client::Client;
 pub use lock::LockGuard;

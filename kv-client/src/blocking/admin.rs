@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use kv_proto::wire::SlowOrder;
 
+use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, ClientInfo, HotKey, Metric, SlowLog, Transactions};
+use crate::answers::{CacheInfo, Checked, ClientInfo, HotKey, Metric, SlowLog, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -136,6 +137,45 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn hottest(&self, cache: Option<&str>, keys_max: u32) -> Result<Vec<HotKey>> {
         self.client.call(ops::hottest(cache, keys_max)?)
+    }
+
+    /// All caches on disk as of one moment, as the bytes of a file that `kvd restore` takes; with `memory` those in memory only
+    /// too, which are of no one moment. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// let mut file = Vec::new();
+    /// let mut backup = client.admin().backup(false)?;
+    /// while let Some(part) = backup.next_part()? {
+    ///     file.extend(part);
+    /// }
+    /// assert!(file.starts_with(b"kvdback"));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn backup(&self, memory: bool) -> Result<Backup> {
+        Backup::begin(&self.client, self.client.op_timeout(), memory)
+    }
+
+    /// Looks whether store and memory are sound, at no more than `samples` items of each cache. For the daemon's own user and
+    /// root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// assert!(client.admin().check(1_000)?.wrong.is_empty());
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn check(&self, samples: u32) -> Result<Checked> {
+        self.client.call(ops::check(samples))
     }
 
     /// As [`Client::ping`].

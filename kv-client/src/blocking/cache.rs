@@ -505,6 +505,24 @@ impl Cache {
         self.invalidate(None, ops::clear(scope, effect)?)
     }
 
+    /// Makes items gone or stale that still have the versions that somebody saw; gives how many had. At most 1,024 at once.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let cache = client.cache("product");
+    /// let seen = cache.put("42", "rocket", None)?;
+    /// cache.put("42", "newer", None)?;
+    /// assert_eq!(cache.clear_versions(&[("42", seen)], kv_client::Effect::Gone)?, 0);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn clear_versions<K: AsRef<[u8]>>(&self, items: &[(K, Version)], effect: Effect) -> Result<u32> {
+        self.call(ops::clear_versions(self.name(), items, effect)?)
+    }
+
     /// Removes the cache and all its items.
     ///
     /// ```

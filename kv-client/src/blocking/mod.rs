@@ -5,6 +5,7 @@
 //! command line.
 
 mod admin;
+mod backup;
 mod cache;
 mod client;
 mod connection;
@@ -22,6 +23,7 @@ mod watch;
 pub(crate) use connection::Connection;
 
 pub use admin::Admin;
+pub use backup::Backup;
 pub use cache::Cache;
 pub use client::Client;
 pub use direct::{Direct, DirectSession};

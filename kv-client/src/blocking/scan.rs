@@ -48,6 +48,12 @@ impl Scan {
         self
     }
 
+    /// With stale items, not only fresh ones.
+    pub fn stale(mut self) -> Scan {
+        self.cursor.stale = true;
+        self
+    }
+
     /// Goes on behind a page that was read earlier: its `cursor`.
     pub fn after(mut self, cursor: impl Into<Vec<u8>>) -> Scan {
         self.cursor.go_on_at(cursor.into());

@@ -16,9 +16,9 @@ pub use frame::{
 };
 pub use request::{
     Bytes, Check, Condition, Effect, Envelope, Expect, Expiry, Filling, PutOptions, Request, Scope, Sliding,
-    SlowOrder, Want, Wanted, Write,
+    SlowOrder, Versioned, Want, Wanted, Write,
 };
 pub use response::{
-    CacheInfo, Change, ClientInfo, Durability, Entry, Freshness, HotKey, Item, Loan, Metric, ReadPath,
-    Response, ScanItem, SlowRequest, Tags, TransactionInfo, What,
+    CacheInfo, Change, Checked, ClientInfo, Durability, Entry, Freshness, HotKey, Item, Loan, Metric,
+    ReadPath, Response, ScanItem, SlowRequest, Tags, TransactionInfo, What,
 };

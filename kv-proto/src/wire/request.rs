@@ -214,6 +214,32 @@ pub enum Request<'a> {
         cache: Option<&'a str>,
         keys_max: u32,
     },
+    /// As `Scan`, stale items too: `Page`.
+    ScanAll {
+        cache: &'a str,
+        #[serde(with = "serde_bytes")]
+        prefix: &'a [u8],
+        #[serde(with = "serde_bytes")]
+        cursor: &'a [u8],
+        keys_max: u32,
+        values: bool,
+    },
+    /// Makes items gone or stale, each only if it still has the version said: `Committed`, with how many had. At most
+    /// `limits::COMMIT_CHECKS_MAX`.
+    ClearVersions {
+        cache: &'a str,
+        #[serde(borrow)]
+        items: Vec<Versioned<'a>>,
+        effect: Effect,
+    },
+    /// `Part`s of a backup as of one moment, empty ones while it is awaited, then `Done`. For the daemon's own user and root.
+    Backup {
+        /// With the caches that are in memory only, each as it is when its turn comes.
+        memory: bool,
+    },
+    /// Looks whether store and memory are sound, at no more than `samples` items a cache: `Checked`. For the daemon's own user
+    /// and root.
+    Check { samples: u32 },
 }
 
 /// Which slow requests come first.
@@ -224,6 +250,16 @@ pub enum SlowOrder {
     Newest,
     /// Those that took longest since the daemon's start.
     Slowest,
+}
+
+/// A key and the version that its item had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned<'a> {
+    /// The key.
+    #[serde(with = "serde_bytes")]
+    pub key: &'a [u8],
+    /// The version.
+    pub version: Version,
 }
 
 /// A key that somebody wants an item of.

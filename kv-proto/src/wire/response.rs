@@ -88,6 +88,27 @@ pub enum Response<'a> {
     },
     /// The keys that were read most lately, the hottest first.
     HotKeys(#[serde(borrow)] Vec<HotKey<'a>>),
+    /// The next bytes of what was asked for.
+    Part {
+        #[serde(with = "serde_bytes")]
+        bytes: &'a [u8],
+    },
+    /// What a check found.
+    Checked(#[serde(borrow)] Checked<'a>),
+}
+
+/// What a check of a serving daemon found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked<'a> {
+    /// The newest sequence.
+    pub sequence: Version,
+    /// Items whose checksums were verified.
+    pub items: u64,
+    /// Of these, how many are in memory too and were held against it.
+    pub compared: u64,
+    /// What is wrong; nothing: all that was looked at is as it should be.
+    #[serde(borrow)]
+    pub wrong: Vec<&'a str>,
 }
 
 /// What became of a wish for an item.

@@ -4,22 +4,31 @@
 //! daemon. Answers go to standard output, everything said about them to standard error, in one line that says what
 //! to do.
 
+mod backup;
 mod caches;
+mod check;
 mod clear;
 mod clients;
 mod common;
 mod completions;
+mod db_dump;
 mod delete;
 mod describe;
 mod doctor;
 mod drop;
+mod dump;
 mod expire;
 mod failure;
 mod get;
 mod increment;
+mod lines;
+mod load;
 mod locks;
+mod offline;
 mod ping;
+mod progress;
 mod put;
+mod restore;
 mod rollback;
 mod scan;
 mod serve;
@@ -82,6 +91,11 @@ enum Command {
     Scan(scan::Args),
     Clear(clear::Args),
     Drop(drop::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
+    Check(check::Args),
+    Dump(dump::Args),
+    Load(load::Args),
     Stats(stats::Args),
     Caches(caches::Args),
     Clients(clients::Args),
@@ -113,6 +127,11 @@ pub(crate) fn run() -> ExitCode {
         Command::Scan(args) => scan::run(&common, &args),
         Command::Clear(args) => clear::run(&common, &args),
         Command::Drop(args) => drop::run(&common, &args),
+        Command::Backup(args) => backup::run(&common, &args),
+        Command::Restore(args) => restore::run(&common, &args),
+        Command::Check(args) => check::run(&common, &args),
+        Command::Dump(args) => dump::run(&common, &args),
+        Command::Load(args) => load::run(&common, &args),
         Command::Stats(args) => stats::run(&common, &args),
         Command::Caches(args) => caches::run(&common, &args),
         Command::Clients(args) => clients::run(&common, &args),

@@ -80,8 +80,16 @@ impl Engine {
                 self.get(session, &self.cache(cache)?, key, Shape::Description, out)?;
             }
             Request::Scan { cache, prefix, cursor, keys_max, values } => {
-                let wanted = Wanted { prefix, cursor, keys_max: *keys_max, values: *values };
+                let wanted = Wanted { prefix, cursor, keys_max: *keys_max, values: *values, stale: false };
                 self.scan(session, &self.cache(cache)?, wanted, out)?;
+            }
+            Request::ScanAll { cache, prefix, cursor, keys_max, values } => {
+                session.must_be_outside("a scan of stale items")?;
+                let wanted = Wanted { prefix, cursor, keys_max: *keys_max, values: *values, stale: true };
+                self.scan(session, &self.cache(cache)?, wanted, out)?;
+            }
+            Request::ClearVersions { cache, items, effect } => {
+                return self.clear_versions(session, &self.cache(cache)?, items, *effect, out);
             }
             Request::Put { cache, key, value, options } => {
                 return self.put(session, &self.cache_for_writing(cache)?, key, value, options, out);
@@ -139,6 +147,8 @@ impl Engine {
             }
             Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
             Request::Unlock { fence } => self.unlock(session, *fence, out)?,
+            Request::Backup { memory } => self.back_up(session, *memory, out)?,
+            Request::Check { samples } => self.check(session, *samples, out)?,
             Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
             Request::SlowLog { order, requests_max, longer_than_us } => {
                 self.list_slow(session, *order, *requests_max, *longer_than_us, out);

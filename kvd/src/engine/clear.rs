@@ -1,15 +1,16 @@
-//! Clears: one stamp each, however many items it covers.
+//! Clears: one stamp each, however many items it covers; and of single items, as long as they are what somebody saw.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use kv_proto::segment::PrefixTableFull;
-use kv_proto::wire::{Effect, ErrorKind, Response, Scope, What, encode_into};
+use kv_proto::wire::{Effect, ErrorKind, Expiry, Response, Scope, Versioned, What, encode_into};
 use kv_proto::{Version, limits, tag_slot};
 
 use super::cache::{Cache, count};
+use super::change::{Action, Decision, Look};
 use super::error::Failure;
-use super::item::check_tag;
+use super::item::{Draft, check_key, check_tag};
 use super::waiting::Passage;
 use super::write::Durable;
 use super::{Engine, Session, State};
@@ -49,6 +50,42 @@ impl Engine {
         let (version, durable) = self.stamp(session, &caches, stamp, effect, what)?;
         encode_into(out, &Response::Written { version });
         Ok(durable)
+    }
+
+    /// Makes items gone or stale that still have the versions said: what was written since stays.
+    pub(crate) fn clear_versions(
+        &self,
+        session: &mut Session,
+        cache: &Arc<Cache>,
+        items: &[Versioned<'_>],
+        effect: Effect,
+        out: &mut Vec<u8>,
+    ) -> Result<Durable, Failure> {
+        session.must_be_outside("a clear")?;
+        if items.len() > limits::COMMIT_CHECKS_MAX {
+            return Err(Failure::too_many("items in a clear", items.len(), limits::COMMIT_CHECKS_MAX));
+        }
+        items.iter().try_for_each(|item| check_key(item.key))?;
+        let targets: Vec<_> = items.iter().map(|item| self.target(cache, item.key, true)).collect();
+        let changed = self.change(session, &targets, None, |looks, now| {
+            let become_of = |(look, item): (&Look, &Versioned<'_>)| match look.as_deref() {
+                Some(current) if current.version == item.version => match effect {
+                    Effect::Gone => Action::Remove,
+                    Effect::Stale if current.stale => Action::Keep,
+                    Effect::Stale => {
+                        let mut draft = Draft::again(current);
+                        draft.expire(Expiry::Stale, &cache.config, now);
+                        Action::Put(draft)
+                    }
+                },
+                Some(_) | None => Action::Keep,
+            };
+            let actions: Vec<_> = looks.iter().zip(items).map(become_of).collect();
+            let changed = actions.iter().filter(|action| action.is_change()).count();
+            Ok(Decision { answer: u32::try_from(changed).expect("few"), actions })
+        })?;
+        encode_into(out, &Response::Committed { version: changed.version, changed: changed.answer });
+        Ok(changed.durable)
     }
 
     fn all_caches(&self) -> Vec<Arc<Cache>> {

@@ -179,7 +179,9 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Drop { cache }
         | Request::Attach { cache }
         | Request::Hits { cache, .. }
-        | Request::Lease { cache, .. } => (vec![*cache], false),
+        | Request::Lease { cache, .. }
+        | Request::ScanAll { cache, .. }
+        | Request::ClearVersions { cache, .. } => (vec![*cache], false),
         Request::Watch { cache, .. } | Request::Hottest { cache, .. } => {
             (cache.iter().copied().collect(), false)
         }
@@ -213,6 +215,8 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Lock { .. }
         | Request::RenewLock { .. }
         | Request::Unlock { .. }
+        | Request::Backup { .. }
+        | Request::Check { .. }
         // Each leaves out what the caller may not see.
         | Request::SlowLog { .. } => (Vec::new(), false),
     }
@@ -228,6 +232,7 @@ impl Session {
             transaction: None,
             held: BTreeMap::new(),
             watching: None,
+            work: None,
             buffer: Vec::new(),
             keys: Vec::new(),
             handed: None,

@@ -6,8 +6,10 @@
 
 mod apply;
 mod attach;
+mod backup;
 mod cache;
 mod change;
+mod check;
 mod clear;
 mod clients;
 mod create;
@@ -29,6 +31,7 @@ mod transaction;
 mod waiting;
 mod warm;
 mod watch;
+mod work;
 mod write;
 
 use std::collections::BTreeMap;
@@ -138,6 +141,7 @@ pub struct Session {
     /// Leases and named locks, by number.
     held: BTreeMap<Number, Holding>,
     watching: Option<watch::Watching>,
+    work: Option<work::Work>,
     buffer: Vec<u8>,
     keys: Vec<ManyOutcome>,
     /// For the client, beside the answer that is being made.

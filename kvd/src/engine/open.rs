@@ -65,6 +65,23 @@ struct Planned {
     new: bool,
 }
 
+impl Config {
+    /// How the store of this configuration is opened.
+    #[must_use]
+    pub fn store_options(&self) -> Options {
+        Options {
+            dir: self.dir.clone(),
+            pending_bytes: self.pending_log_bytes as usize,
+            journal_bytes_max: self.journal_bytes_max,
+            redb_cache_bytes: self.redb_cache_bytes as usize,
+            flush_interval: self.flush_interval,
+            value_bytes_max: self.value_bytes_max,
+            headroom_bytes: HEADROOM_BYTES,
+            set_aside: self.set_aside,
+        }
+    }
+}
+
 impl Engine {
     /// Opens the directory of `config`, replays what a crash left, and serves from then on.
     ///
@@ -78,16 +95,7 @@ impl Engine {
     pub(crate) fn open_on(config: Config, clock: Clock, disk: Disk) -> Result<Arc<Engine>, StartError> {
         let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
         let locked = clock.instant();
-        let options = Options {
-            dir: config.dir.clone(),
-            pending_bytes: config.pending_log_bytes as usize,
-            journal_bytes_max: config.journal_bytes_max,
-            redb_cache_bytes: config.redb_cache_bytes as usize,
-            flush_interval: config.flush_interval,
-            value_bytes_max: config.value_bytes_max,
-            headroom_bytes: HEADROOM_BYTES,
-            set_aside: config.set_aside,
-        };
+        let options = config.store_options();
         let (store, recovered) = Store::open(options, clock.clone(), disk)?;
         let run_id = fastrand::u64(1..);
         let control = Control::create(run_id).map_err(|cause| StartError::Memory(cause.to_string()))?;

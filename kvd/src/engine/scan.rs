@@ -1,4 +1,4 @@
-//! Scans: pages of keys, each page one state.
+//! Scans: pages of keys, each page one state, of fresh items or of stale ones too.
 //!
 //! A cache on disk is scanned in key order, overlay and tree taken together under the mutex. A cache in memory only
 //! has no key order: it is scanned in the order of its index, and the cursor is a hash.
@@ -11,7 +11,7 @@ use kv_proto::{BootMs, Version, limits};
 
 use super::cache::Cache;
 use super::error::Failure;
-use super::item::{Current, Shape};
+use super::item::{Current, Shape, freshness_on_wire};
 use super::{Engine, Session};
 
 /// Buckets of the index walked under the mutex at a time, at most: some tens of microseconds.
@@ -34,6 +34,15 @@ pub(crate) struct Wanted<'a> {
     pub(crate) cursor: &'a [u8],
     pub(crate) keys_max: u32,
     pub(crate) values: bool,
+    /// Stale items too.
+    pub(crate) stale: bool,
+}
+
+impl Wanted<'_> {
+    /// How an item of this freshness is told; `None`: it is not.
+    fn shown(&self, freshness: Freshness) -> Option<wire::Freshness> {
+        freshness_on_wire(freshness).filter(|shown| self.stale || *shown == wire::Freshness::Fresh)
+    }
 }
 
 impl Engine {
@@ -44,7 +53,7 @@ impl Engine {
         wanted: Wanted<'_>,
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        let Wanted { prefix, cursor, keys_max, values } = wanted;
+        let Wanted { prefix, cursor, keys_max, values, .. } = wanted;
         if prefix.len() > limits::KEY_BYTES_MAX {
             return Err(Failure::too_large("prefix", prefix.len(), limits::KEY_BYTES_MAX));
         }
@@ -53,9 +62,9 @@ impl Engine {
         let now = if is_inside { self.begin_scan(session, cache)? } else { self.clock.now() };
         let in_key_order = cache.on_disk() && !self.store.is_dirty(cache.id);
         let mut page = if in_key_order {
-            self.scan_disk(cache, prefix, cursor, keys_max, now)?
+            self.scan_disk(cache, wanted, keys_max, now)?
         } else {
-            self.scan_memory(cache, prefix, cursor, keys_max, now)?
+            self.scan_memory(cache, wanted, keys_max, now)?
         };
         if is_inside {
             let (from, to) = (cursor, &page.cursor[..]);
@@ -84,13 +93,12 @@ impl Engine {
     fn scan_disk(
         &self,
         cache: &Cache,
-        prefix: &[u8],
-        cursor: &[u8],
+        wanted: Wanted<'_>,
         keys_max: usize,
         now: BootMs,
     ) -> Result<Page, Failure> {
         for _ in 0..TRIES_MAX {
-            let (page, stamped) = self.try_scan_disk(cache, prefix, cursor, keys_max, now)?;
+            let (page, stamped) = self.try_scan_disk(cache, wanted, keys_max, now)?;
             if cache.stamped() == stamped {
                 return Ok(page);
             }
@@ -101,11 +109,11 @@ impl Engine {
     fn try_scan_disk(
         &self,
         cache: &Cache,
-        prefix: &[u8],
-        cursor: &[u8],
+        wanted: Wanted<'_>,
         keys_max: usize,
         now: BootMs,
     ) -> Result<(Page, Version), Failure> {
+        let Wanted { prefix, cursor, .. } = wanted;
         let after = (!cursor.is_empty()).then_some(cursor);
         let (mut source, stamped) = {
             let _state = self.lock();
@@ -118,9 +126,9 @@ impl Engine {
             page.cursor.clear();
             page.cursor.extend_from_slice(&key);
             let current = Current::from_store(&stored.view());
-            if self.freshness_at(cache, &key, &current, now) == Freshness::Fresh {
+            if let Some(shown) = wanted.shown(self.freshness_at(cache, &key, &current, now)) {
                 bytes += key.len() + current.value.len();
-                page.items.push((key, current, wire::Freshness::Fresh));
+                page.items.push((key, current, shown));
             }
             let full = page.items.len() >= keys_max || bytes > limits::ANSWER_BYTES_SOFT_MAX;
             if full || self.clock.instant() > deadline {
@@ -131,14 +139,29 @@ impl Engine {
         Ok((page, stamped))
     }
 
+    /// A page of a cache in memory: keys, items, and whether each is stale before its expiry; and where the next begins.
+    pub(super) fn memory_page(
+        &self,
+        cache: &Cache,
+        wanted: Wanted<'_>,
+        now: BootMs,
+    ) -> Result<(Vec<(Vec<u8>, Current, bool)>, Vec<u8>), Failure> {
+        let page = self.scan_memory(cache, wanted, limits::SCAN_KEYS_MAX, now)?;
+        let of_item = |(key, item, freshness): (Vec<u8>, Current, wire::Freshness)| {
+            let is_stale = freshness == wire::Freshness::Stale && !item.is_expired(now);
+            (key, item, is_stale)
+        };
+        Ok((page.items.into_iter().map(of_item).collect(), page.cursor))
+    }
+
     fn scan_memory(
         &self,
         cache: &Cache,
-        prefix: &[u8],
-        cursor: &[u8],
+        wanted: Wanted<'_>,
         keys_max: usize,
         now: BootMs,
     ) -> Result<Page, Failure> {
+        let Wanted { prefix, cursor, .. } = wanted;
         let mut from = match cursor {
             [] => 0,
             bytes => u64::from_be_bytes(
@@ -179,8 +202,10 @@ impl Engine {
             }
         }
         let memory = state.memory(cache);
-        page.items.retain(|(key, item, _)| {
-            memory.writer.verdict(&item.life(), item.tag_slots(), key, now) == Freshness::Fresh
+        page.items.retain_mut(|(key, item, freshness)| {
+            let shown = wanted.shown(memory.writer.verdict(&item.life(), item.tag_slots(), key, now));
+            *freshness = shown.unwrap_or(*freshness);
+            shown.is_some()
         });
         if from != u64::MAX {
             page.cursor = from.to_be_bytes().to_vec();

@@ -83,7 +83,8 @@ fn place_of<'a>(request: &Request<'a>) -> (&'a str, &'a [u8]) {
         | Request::Increment { cache, key, .. } => (cache, key),
         Request::GetMany { cache, keys, .. } => (cache, keys.first().map_or(b"", |key| key.0)),
         Request::Lease { cache, keys, .. } => (cache, keys.first().map_or(b"", |wanted| wanted.key)),
-        Request::Scan { cache, prefix, .. } => (cache, prefix),
+        Request::Scan { cache, prefix, .. } | Request::ScanAll { cache, prefix, .. } => (cache, prefix),
+        Request::ClearVersions { cache, items, .. } => (cache, items.first().map_or(b"", |item| item.key)),
         Request::Watch { cache, prefix } => (cache.unwrap_or_default(), prefix),
         Request::Commit { writes, .. } => writes.first().map_or(("", b""), |write| match write {
             Write::Put { cache, key, .. }
@@ -113,6 +114,8 @@ fn place_of<'a>(request: &Request<'a>) -> (&'a str, &'a [u8]) {
         | Request::Abandon { .. }
         | Request::RenewLock { .. }
         | Request::Unlock { .. }
+        | Request::Backup { .. }
+        | Request::Check { .. }
         | Request::SlowLog { .. } => ("", b""),
     }
 }

@@ -161,12 +161,22 @@ impl<'a> Connection<'a> {
                 .await_client(&session, &mut watch)
                 .and_then(|()| self.receive(None))
                 .and_then(|()| self.execute_batch(&mut session))
+                .and_then(|()| self.go_on(&mut session))
                 .and_then(|()| self.send_changes(&mut session));
             if let Err(end) = served {
                 self.shared.engine.leave(&mut session);
                 return end;
             }
         }
+    }
+
+    /// What takes long is answered piece by piece; the client's next request has to wait for the end of it.
+    fn go_on(&mut self, session: &mut Session) -> Result<(), End> {
+        while session.is_at_work() {
+            self.shared.engine.go_on(session, &mut self.output);
+            self.send()?;
+        }
+        Ok(())
     }
 
     /// Once the client watches, its connection only tells what changes, until it ends.
@@ -302,7 +312,7 @@ impl<'a> Connection<'a> {
                 // One set of descriptors a write: which answer they belong to must be plain.
                 || this.handed.is_some()
         };
-        while !is_full(self) && !session.is_watching() {
+        while !is_full(self) && !session.is_watching() && !session.is_at_work() {
             match self.execute_one(session, received) {
                 Ok(true) => {}
                 Ok(false) => break,

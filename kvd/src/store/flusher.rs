@@ -114,6 +114,7 @@ impl Flusher {
     /// One round of work; gives how long it may rest.
     pub(super) fn step(&mut self) -> Duration {
         if self.shared.health() != Health::Good {
+            self.refuse_snapshots();
             return self.heal();
         }
         if self.shared.gauges.read_failed.swap(false, Ordering::Relaxed)
@@ -143,6 +144,8 @@ impl Flusher {
 
     fn work(&mut self) -> Result<Duration, redb::Error> {
         let now = self.shared.clock.instant();
+        // First, because a flush up to the swap may go beyond a head that was read before it.
+        self.give_snapshots()?;
         let (head, position) = {
             let log = self.shared.log.lock();
             (log.head.number, log.head.position)
@@ -424,6 +427,7 @@ impl Flusher {
             self.shared.room.notify_all();
             log.head.number
         };
+        self.refuse_snapshots();
         self.flush_upto(head)?;
         let resident = self.shared.work.lock().resident.take();
         let txn = self.begin(Sync::Durable)?;

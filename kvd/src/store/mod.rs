@@ -10,6 +10,7 @@
 //! ```
 
 mod append;
+mod archive;
 mod boots;
 mod disk;
 mod flusher;
@@ -21,12 +22,15 @@ mod pending;
 mod record;
 mod recovery;
 mod replay;
+mod restore;
 mod scan;
 mod shadow;
 mod shared;
+mod snapshot;
 mod sweep;
 mod tables;
 mod trouble;
+mod verify;
 
 #[cfg(test)]
 pub(crate) mod sim;
@@ -44,6 +48,9 @@ use kv_proto::wire::Durability;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use append::Permit;
+pub use archive::{
+    ArchiveCache, ArchiveCounts, ArchiveError, ArchiveItem, ArchiveReader, ArchiveRecord, ArchiveWriter,
+};
 pub use disk::Disk;
 pub use options::{
     CacheId, CacheStamps, HEADROOM_BYTES, LogNumber, OpenError, Options, Recovered, RecoveredCache, Report,
@@ -53,8 +60,12 @@ pub use record::{
     COMMIT_OVERHEAD_BYTES, Change, ItemFields, PUT_OVERHEAD_BYTES, RecordView, Scope, StoredItem,
     commit_bytes_max,
 };
+pub use restore::{RestoreError, Restored, restore};
 pub use scan::{Enumerated, Enumeration, PageSource};
 pub use shared::{Health, Hooks, Judgement};
+pub use snapshot::{Snapshot, SnapshotCache, SnapshotItem};
+
+pub use verify::{Verified, verify};
 
 use crate::clock::Clock;
 use flusher::Flusher;
@@ -301,6 +312,13 @@ impl Store {
     #[must_use]
     pub fn tree_bytes(&self, cache: CacheId) -> u64 {
         self.shared.tree_bytes.lock().get(&cache).copied().unwrap_or(0)
+    }
+
+    /// Asks for all of the store as of one moment, soon; it comes when the fold under way has ended. It keeps space from being
+    /// freed, so it must be dropped in a while.
+    #[must_use]
+    pub fn snapshot(&self) -> mpsc::Receiver<Result<Snapshot, StoreError>> {
+        self.shared.wish_for_snapshot()
     }
 
     /// A step of the walk over all keys of all caches in key order, at most `keys_max`.

@@ -254,7 +254,7 @@ fn stamps_of(state: &mut State, cache: CacheId) -> &mut Stamps {
 }
 
 /// Applies a commit as logged.
-fn replay(layer: &mut Layer, payload: &[u8]) -> Result<(), Trouble> {
+pub(super) fn replay(layer: &mut Layer, payload: &[u8]) -> Result<(), Trouble> {
     let commit: LogCommit<'_> = decode(payload).ok_or_else(|| damage("a logged commit cannot be read"))?;
     for change in &commit.changes {
         if let LogChange::Put { cache, key, record } = *change
@@ -268,7 +268,12 @@ fn replay(layer: &mut Layer, payload: &[u8]) -> Result<(), Trouble> {
 }
 
 /// Replays the longest valid run of pending records after `mark` and gathers it as one journal record.
-fn read_pending(ring: &Ring, mark: Mark, layer: &mut Layer, out: &mut Vec<u8>) -> Result<Mark, Trouble> {
+pub(super) fn read_pending(
+    ring: &Ring,
+    mark: Mark,
+    layer: &mut Layer,
+    out: &mut Vec<u8>,
+) -> Result<Mark, Trouble> {
     journal::begin(out);
     let mut end = mark;
     loop {

@@ -120,6 +120,8 @@ pub(super) struct Work {
     pub(super) must_stop: bool,
     /// Somebody waits for a pass begun after everything up to this sequence is folded.
     pub(super) sweep_for: Option<Version>,
+    /// Who wants a snapshot.
+    pub(super) snapshots: Vec<super::snapshot::Wish>,
     /// Keys to record at the clean stop.
     pub(super) resident: Option<Vec<u8>>,
 }
