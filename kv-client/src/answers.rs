@@ -11,6 +11,15 @@ use kv_proto::{BootMs, Version};
 use crate::observe::Source;
 use crate::shared::Parts;
 
+/// The wall clock, for ages that are shown.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "an application's clock is the machine's; the daemon's, which tests move, decides about lives"
+)]
+fn wall_now() -> SystemTime {
+    SystemTime::now()
+}
+
 /// Whether an item may be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
@@ -123,7 +132,7 @@ impl Entry {
             load_cost: Duration::from_millis(u64::from(entry.load_cost_ms)),
             tags: entry.tags.iter().map(|tag| tag.0.to_vec()).collect(),
             source: Source::Socket,
-            seen: SystemTime::now(),
+            seen: wall_now(),
         })
     }
 }
@@ -148,7 +157,7 @@ impl Entry {
             load_cost: Duration::from_millis(u64::from(meta.load_cost_ms)),
             tags: meta.tags(buffer).map(<[u8]>::to_vec).collect(),
             source: Source::Shared,
-            seen: SystemTime::now(),
+            seen: wall_now(),
         })
     }
 }
