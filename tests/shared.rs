@@ -235,6 +235,8 @@ pub(crate) fn watcher() {
         .socket(var("KVD_SOCKET"))
         .op_timeout(Duration::from_millis(300))
         .restart_grace(Duration::ZERO)
+        // A miss must mean that the item is lost, not that nobody could be asked.
+        .on_outage(kv_client::OnOutage::Error)
         .build_lazy();
     let cache = client.cache("hot");
     let mut newest = [0; KEYS];

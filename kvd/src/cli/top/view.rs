@@ -154,7 +154,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             Line::from("the disk does not take what is written: see `kvd doctor`").style(alarm())
         }
         None => Line::from(vec![
-            Span::from(format!("log {:.0} % full", 100.0 * head.pending_share))
+            Span::from(format!("log {:.0} %", 100.0 * head.pending_share))
                 .style(warn_if(head.pending_share > 0.8)),
             Span::from(format!("  flush p99 {}", head.flush_p99.map_or("-".to_owned(), show::seconds))),
             Span::from(format!("  txns {}", head.transactions)),
