@@ -7,6 +7,7 @@ mod architecture;
 mod backups;
 mod churn;
 mod clearing;
+mod compacting;
 mod crash;
 mod demo;
 mod dumps;

@@ -210,7 +210,8 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::RenewLock { .. }
         | Request::Unlock { .. }
         | Request::Backup { .. }
-        | Request::Check { .. } => (Vec::new(), false),
+        | Request::Check { .. }
+        | Request::Compact => (Vec::new(), false),
     }
 }
 
