@@ -6,6 +6,7 @@
 mod architecture;
 mod backups;
 mod churn;
+mod clear_stale;
 mod clearing;
 mod compacting;
 mod crash;
