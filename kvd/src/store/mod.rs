@@ -13,6 +13,7 @@ mod append;
 mod archive;
 mod boots;
 mod compact;
+mod convert;
 mod disk;
 mod flusher;
 mod fold;
