@@ -6,7 +6,9 @@
 mod architecture;
 mod backups;
 mod churn;
+mod clear_stale;
 mod clearing;
+mod compacting;
 mod crash;
 mod demo;
 mod dumps;

@@ -44,6 +44,7 @@ fn process() {
         Ok("fair") => crate::fair::part(),
         Ok("historian") => crate::serial::historian(),
         Ok("herd") => crate::herd::member(),
+        Ok("stale-reader") => crate::clear_stale::reader(),
         Ok("link") => crate::rings::link(),
         Ok("dependant") => crate::outage::dependant(),
         Ok("holder") => crate::holders::holder(),

@@ -456,6 +456,25 @@ pub struct Checked {
     pub wrong: Vec<String>,
 }
 
+/// What a compaction came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compacted {
+    /// Disk space of the store's file before.
+    pub bytes_before: u64,
+    /// Disk space of the one that took its place.
+    pub bytes_after: u64,
+    /// The longest that a flush had to wait for it.
+    pub pause: Duration,
+}
+
+/// What is heard of a compaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compacting {
+    Progress { done: u64, total: u64 },
+    Done(Compacted),
+}
+
 /// Who holds and who waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

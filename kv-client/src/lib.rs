@@ -53,9 +53,9 @@ mod typed;
 mod undelivered;
 
 pub use answers::{
-    CacheInfo, CacheStats, Change, Checked, ClearedScope, ClientInfo, ClientStats, Committed, Entry,
-    Fallbacks, Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome, ReadPath, SlowLog, SlowRequest,
-    TransactionInfo, Transactions,
+    CacheInfo, CacheStats, Change, Checked, ClearedScope, ClientInfo, ClientStats, Committed, Compacted,
+    Entry, Fallbacks, Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome, ReadPath, SlowLog,
+    SlowRequest, TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
 pub use asynchronous::{Admin, Backup, Cache, Client, LockGuard, Scan, Transaction, Watch};

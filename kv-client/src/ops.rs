@@ -13,8 +13,8 @@ use kv_proto::wire::{
 };
 
 use crate::answers::{
-    CacheInfo, Change, Checked, ClientInfo, Committed, Entry, Freshness, HotKey, Life, Metric, Page,
-    PutOutcome, SlowLog, SlowRequest, TransactionInfo, Transactions,
+    CacheInfo, Change, Checked, ClientInfo, Committed, Compacted, Compacting, Entry, Freshness, HotKey, Life,
+    Metric, Page, PutOutcome, SlowLog, SlowRequest, TransactionInfo, Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
@@ -636,6 +636,23 @@ pub(crate) fn read_part(response: Response<'_>) -> Result<Option<Vec<u8>>> {
         Response::Part { bytes } => Ok(Some(bytes.to_vec())),
         Response::Done => Ok(None),
         other => Err(unexpected("backup", &other)),
+    }
+}
+
+/// Begins a compaction; what is read says how far it is.
+pub(crate) fn compact() -> Call<Compacting> {
+    Call::new(Request::Compact, Lane::Waits, Repeat::Never, read_compacting)
+}
+
+/// One of the answers to a `compact`.
+pub(crate) fn read_compacting(response: Response<'_>) -> Result<Compacting> {
+    match response {
+        Response::Compacting { done, total } => Ok(Compacting::Progress { done, total }),
+        Response::Compacted { bytes_before, bytes_after, pause_us } => {
+            let pause = std::time::Duration::from_micros(pause_us);
+            Ok(Compacting::Done(Compacted { bytes_before, bytes_after, pause }))
+        }
+        other => Err(unexpected("compact", &other)),
     }
 }
 

@@ -146,6 +146,7 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ),
         ("backup", Request::Backup { memory: true }),
         ("check", Request::Check { samples: 300 }),
+        ("compact", Request::Compact),
     ]
 }
 
@@ -264,6 +265,8 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
             Response::HotKeys(vec![HotKey { cache: "c", key: Bytes(b"k"), reads: 300, value_bytes: 400 }]),
         ),
         ("part", Response::Part { bytes: b"p" }),
+        ("compacting", Response::Compacting { done: 300, total: 400 }),
+        ("compacted", Response::Compacted { bytes_before: 300, bytes_after: 200, pause_us: 5 }),
         ("checked", Response::Checked(Checked { sequence: 300, items: 1, compared: 2, wrong: vec!["w"] })),
     ]
 }
@@ -356,6 +359,9 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request check", "040000000022ac02"),
     ("response part", "03000000180170"),
     ("response checked", "0800000019ac020102010177"),
+    ("request compact", "020000000023"),
+    ("response compacting", "050000001aac029003"),
+    ("response compacted", "060000001bac02c80105"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

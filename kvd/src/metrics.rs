@@ -213,6 +213,7 @@ labels! {
         ClearVersions => "clear_versions", "[`Request::ClearVersions`].";
         Backup => "backup", "[`Request::Backup`].";
         Check => "check", "[`Request::Check`].";
+        Compact => "compact", "[`Request::Compact`].";
     }
 }
 
@@ -278,6 +279,7 @@ impl Operation {
             Request::ClearVersions { .. } => Operation::ClearVersions,
             Request::Backup { .. } => Operation::Backup,
             Request::Check { .. } => Operation::Check,
+            Request::Compact => Operation::Compact,
         }
     }
 }

@@ -8,7 +8,7 @@ use kv_proto::wire::SlowOrder;
 
 use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, Checked, ClientInfo, HotKey, Metric, SlowLog, Transactions};
+use crate::answers::{CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, SlowLog, Transactions};
 use crate::error::Result;
 use crate::ops;
 
@@ -176,6 +176,23 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn check(&self, samples: u32) -> Result<Checked> {
         self.client.call(ops::check(samples))
+    }
+
+    /// Copies the store's file into a smaller one, while everything goes on, and puts that in its place. `progress` gets how
+    /// many bytes are copied, of about how many. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let compacted = client.admin().compact(|done, total| println!("{done} of {total}"))?;
+    /// assert!(compacted.bytes_after > 0);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error). The store is as it was, unless the daemon was lost.
+    pub fn compact(&self, progress: impl FnMut(u64, u64)) -> Result<Compacted> {
+        super::compact::compact(&self.client, self.client.op_timeout(), progress)
     }
 
     /// As [`Client::ping`].

@@ -8,6 +8,7 @@ mod admin;
 mod backup;
 mod cache;
 mod client;
+mod compact;
 mod connection;
 mod direct;
 mod flight;

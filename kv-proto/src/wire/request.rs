@@ -240,6 +240,9 @@ pub enum Request<'a> {
     /// Looks whether store and memory are sound, at no more than `samples` items a cache: `Checked`. For the daemon's own user
     /// and root.
     Check { samples: u32 },
+    /// Copies the store's file into a smaller one and puts that in its place: `Compacting`, several times, then `Compacted`. For
+    /// the daemon's own user and root.
+    Compact,
 }
 
 /// Which slow requests come first.

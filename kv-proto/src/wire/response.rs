@@ -95,6 +95,10 @@ pub enum Response<'a> {
     },
     /// What a check found.
     Checked(#[serde(borrow)] Checked<'a>),
+    /// How far a compaction is, in bytes of keys and records, of about so many.
+    Compacting { done: u64, total: u64 },
+    /// The store's file is another one now. The bytes are disk space; the pause is the longest that a flush had to wait.
+    Compacted { bytes_before: u64, bytes_after: u64, pause_us: u64 },
 }
 
 /// What a check of a serving daemon found.

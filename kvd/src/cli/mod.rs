@@ -10,6 +10,7 @@ mod check;
 mod clear;
 mod clients;
 mod common;
+mod compact;
 mod completions;
 mod db_dump;
 mod delete;
@@ -94,6 +95,7 @@ enum Command {
     Backup(backup::Args),
     Restore(restore::Args),
     Check(check::Args),
+    Compact(compact::Args),
     Dump(dump::Args),
     Load(load::Args),
     Stats(stats::Args),
@@ -130,6 +132,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Backup(args) => backup::run(&common, &args),
         Command::Restore(args) => restore::run(&common, &args),
         Command::Check(args) => check::run(&common, &args),
+        Command::Compact(args) => compact::run(&common, &args),
         Command::Dump(args) => dump::run(&common, &args),
         Command::Load(args) => load::run(&common, &args),
         Command::Stats(args) => stats::run(&common, &args),

@@ -148,6 +148,7 @@ impl Engine {
             Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
             Request::Unlock { fence } => self.unlock(session, *fence, out)?,
             Request::Backup { memory } => self.back_up(session, *memory, out)?,
+            Request::Compact => self.compact(session, out)?,
             Request::Check { samples } => self.check(session, *samples, out)?,
             Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
             Request::SlowLog { order, requests_max, longer_than_us } => {

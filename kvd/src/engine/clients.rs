@@ -217,6 +217,7 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Unlock { .. }
         | Request::Backup { .. }
         | Request::Check { .. }
+        | Request::Compact
         // Each leaves out what the caller may not see.
         | Request::SlowLog { .. } => (Vec::new(), false),
     }

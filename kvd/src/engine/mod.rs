@@ -12,6 +12,7 @@ mod change;
 mod check;
 mod clear;
 mod clients;
+mod compact;
 mod create;
 mod error;
 mod fill;

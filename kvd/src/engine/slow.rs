@@ -116,6 +116,7 @@ fn place_of<'a>(request: &Request<'a>) -> (&'a str, &'a [u8]) {
         | Request::Unlock { .. }
         | Request::Backup { .. }
         | Request::Check { .. }
+        | Request::Compact
         | Request::SlowLog { .. } => ("", b""),
     }
 }

@@ -3,16 +3,21 @@
 //! `apply` begins it for a session, whose connection asks for the next frame as long as there is work. It stops when the
 //! connection does. It must never keep anybody else waiting.
 
+use std::sync::mpsc::Receiver;
+
 use kv_proto::wire::{ErrorKind, Response, encode_into};
 
 use super::backup::Sending;
 use super::error::Failure;
 use super::{Engine, Session};
+use crate::store::CompactionNews;
 
 /// What a session is at.
 pub(super) enum Work {
     /// A backup is being sent.
     Backup(Box<Sending>),
+    /// The store is being compacted.
+    Compaction(Receiver<CompactionNews>),
 }
 
 impl Engine {
@@ -22,6 +27,7 @@ impl Engine {
         let gone_on = match &mut session.work {
             None => return,
             Some(Work::Backup(sending)) => self.send_part(sending, out),
+            Some(Work::Compaction(news)) => Engine::tell_compaction(news, out),
         };
         match gone_on {
             Ok(true) => {}

@@ -224,6 +224,7 @@ impl<R: Read> ArchiveReader<R> {
     ///
     /// # Errors
     /// When it cannot be read, is damaged, or ends early.
+    #[allow(clippy::should_implement_trait)] // It fails, and lends nothing an iterator's adaptors are good for.
     pub fn next(&mut self) -> Result<Option<ArchiveRecord<'_>>, ArchiveError> {
         let at = self.at;
         let damaged = |what| ArchiveError::Damaged { at, what };

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kv_proto::Version;
 use redb::{Database, ReadableDatabase, WriteTransaction};
 
+use super::compact::Compaction;
 use super::fold::Fold;
 use super::options::{CacheId, LogNumber};
 use super::pending::Mark;
@@ -59,6 +60,7 @@ pub(super) struct Flusher {
     pub(super) frozen_flush: u64,
     pub(super) fold: Option<Fold>,
     pub(super) sweep: Sweep,
+    pub(super) compaction: Option<Compaction>,
     pub(super) dropped: BTreeSet<CacheId>,
     /// A commit without sync waits for the next durable one.
     pub(super) has_unsynced: bool,
@@ -82,6 +84,7 @@ impl Flusher {
             frozen_flush: 0,
             fold: None,
             sweep: Sweep::new(now),
+            compaction: None,
             dropped,
             has_unsynced: false,
             leaving: None,
@@ -115,6 +118,7 @@ impl Flusher {
     pub(super) fn step(&mut self) -> Duration {
         if self.shared.health() != Health::Good {
             self.refuse_snapshots();
+            self.abandon_compaction("the disk is in trouble");
             return self.heal();
         }
         if self.shared.gauges.read_failed.swap(false, Ordering::Relaxed)
@@ -161,6 +165,10 @@ impl Flusher {
         if self.is_flush_due(head, position, now) {
             self.flush(head)?;
         }
+        let is_compacting = self.compact_some()?;
+        if self.is_closing_compaction() {
+            return Ok(Duration::ZERO);
+        }
         if self.fold.is_some() {
             self.fold_chunk()?;
             self.evict_chunk()?;
@@ -179,7 +187,7 @@ impl Flusher {
         if self.has_unsynced && now.duration_since(self.last_flush) >= IDLE_BEFORE_FOLD {
             self.flush_now(head)?;
         }
-        if must_go_on {
+        if must_go_on || is_compacting {
             return Ok(Duration::ZERO);
         }
         Ok(self.shared.options.flush_interval.clamp(Duration::from_millis(1), PAUSE_MAX))
@@ -200,6 +208,9 @@ impl Flusher {
     fn is_fold_due(&self, now: Instant) -> bool {
         let sweep_for = self.shared.work.lock().sweep_for;
         if sweep_for.is_some_and(|sequence| self.sweep.folded_sequence < sequence) && !self.is_all_folded() {
+            return true;
+        }
+        if self.does_compaction_settle() && !self.is_all_folded() {
             return true;
         }
         let gauges = &self.shared.gauges;
@@ -428,6 +439,7 @@ impl Flusher {
             log.head.number
         };
         self.refuse_snapshots();
+        self.abandon_compaction("the daemon is stopping");
         self.flush_upto(head)?;
         let resident = self.shared.work.lock().resident.take();
         let txn = self.begin(Sync::Durable)?;

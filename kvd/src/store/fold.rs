@@ -63,6 +63,7 @@ impl Flusher {
     /// Swaps the layers. Under the log's lock, so that the frozen layer is exactly what the records up to the head say.
     pub(super) fn freeze(&mut self) {
         assert!(self.fold.is_none() && self.freezing.is_none(), "one fold at a time");
+        self.unsettle();
         let log = self.shared.log.lock();
         let mut overlay = self.shared.overlay.write();
         let layer = Arc::new(std::mem::take(&mut overlay.active));
@@ -184,6 +185,7 @@ impl Flusher {
         let mut deltas: BTreeMap<CacheId, i64> = BTreeMap::new();
         let (mut bytes, mut items) = (0, 0);
         let mut last = None;
+        let mut changed: Vec<Box<[u8]>> = Vec::new();
         {
             let mut tree = txn.open_table(TREE)?;
             for (key, entry) in layer.map.range::<[u8], _>((from, Bound::Unbounded)) {
@@ -200,6 +202,9 @@ impl Flusher {
                 if let Some(old) = old {
                     *delta -= (key.len() + old.value().len()) as i64;
                 }
+                if self.compaction.is_some() {
+                    changed.push(Box::from(&**key));
+                }
                 items += 1;
                 if items % ENTRIES_A_LOOK == 0
                     && self.shared.clock.instant().duration_since(begin) > self.chunk_time()
@@ -209,6 +214,7 @@ impl Flusher {
                 }
             }
         }
+        self.note_changed(changed.iter().map(|key| &**key));
         self.count_bytes(txn, &deltas)?;
         self.shared.gauges.folded_items.fetch_add(items as u64, Ordering::Relaxed);
         Ok(Folded { last, bytes, items })

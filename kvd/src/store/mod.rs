@@ -12,6 +12,8 @@
 mod append;
 mod archive;
 mod boots;
+mod compact;
+mod convert;
 mod disk;
 mod flusher;
 mod fold;
@@ -51,6 +53,7 @@ pub use append::Permit;
 pub use archive::{
     ArchiveCache, ArchiveCounts, ArchiveError, ArchiveItem, ArchiveReader, ArchiveRecord, ArchiveWriter,
 };
+pub use compact::{CompactionNews, OldFile};
 pub use disk::Disk;
 pub use options::{
     CacheId, CacheStamps, HEADROOM_BYTES, LogNumber, OpenError, Options, Recovered, RecoveredCache, Report,
@@ -319,6 +322,12 @@ impl Store {
     #[must_use]
     pub fn snapshot(&self) -> mpsc::Receiver<Result<Snapshot, StoreError>> {
         self.shared.wish_for_snapshot()
+    }
+
+    /// Asks for a compaction; what is received says how it goes. Dropping the receiver does not end it.
+    #[must_use]
+    pub fn compact(&self) -> mpsc::Receiver<CompactionNews> {
+        self.shared.wish_for_compaction()
     }
 
     /// A step of the walk over all keys of all caches in key order, at most `keys_max`.

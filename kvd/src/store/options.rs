@@ -102,6 +102,19 @@ pub enum OpenError {
         /// The newest format known here.
         known: u64,
     },
+    /// Written by an earlier version, and left half done by it.
+    #[error(
+        "{path} has format {found}, which is converted to {known} only after a clean stop: start and stop the version \
+         that wrote it once more"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The format of this version.
+        known: u64,
+    },
     /// Proven damage in a store that took durable writes.
     #[error(
         "{path} is damaged ({what}) and holds durable writes: restore a backup, or start with --set-aside to keep \

@@ -20,7 +20,7 @@ use super::marks::{Found, Marks};
 use super::options::{CacheId, CacheStamps, OpenError, Options, Recovered, RecoveredCache, Report};
 use super::overlay::{CacheRow, Layer};
 use super::pending::{Header, Mark, Ring, header_bytes};
-use super::replay::{Read, State, Trouble, load};
+use super::replay::{Read, State, Trouble, load, peek_format};
 use super::tables::{
     BOOTS, CACHES, FORMAT, Fixed, JOURNAL, META, META_FORMAT, RESIDENT, STATE, StateKey, TREE, put_fixed,
     put_number, row,
@@ -61,6 +61,7 @@ impl Trouble {
         match self {
             Trouble::Damage(what) => OpenError::Corrupt { path, what },
             Trouble::Newer(found) => OpenError::Newer { path, found, known: FORMAT },
+            Trouble::Older(found) => OpenError::Older { path, found, known: FORMAT },
             Trouble::Held => OpenError::Held { path },
             Trouble::Io(cause) => explain_io("opening", dir, cause),
         }
@@ -131,6 +132,9 @@ pub(super) fn open(options: &Options, clock: &Clock, disk: &Disk) -> Result<Open
     }
     // redb may panic on a file damaged from outside, unless it checks all of it first, which takes long.
     let must_verify = marks.is_suspect || unended >= OPENS_BEFORE_VERIFY;
+    if let Some(older) = peek_format(disk, options).filter(|format| *format < FORMAT) {
+        super::convert::convert(options, disk, older)?;
+    }
     let loaded = load(options, disk, ring.as_ref(), must_verify);
     if let Some(ring) = &ring {
         ring.end_open();

@@ -37,6 +37,8 @@ pub(super) struct State {
 pub(super) enum Trouble {
     Damage(String),
     Newer(u64),
+    /// Of an older format, and not closed cleanly, or it would have been converted.
+    Older(u64),
     Held,
     Io(io::Error),
 }
@@ -96,7 +98,7 @@ pub(super) struct Read {
 
 /// The format of a store that was closed cleanly, read without writing a byte: redb's own open marks the file. Where this
 /// cannot tell, the open does.
-fn peek_format(disk: &Disk, options: &Options) -> Option<u64> {
+pub(super) fn peek_format(disk: &Disk, options: &Options) -> Option<u64> {
     if !matches!(disk, Disk::Files) {
         return None;
     }
@@ -126,6 +128,9 @@ pub(super) fn load(
     let format = read_row::<u64>(&meta, META_FORMAT)?.ok_or_else(|| damage("the format row is missing"))?;
     if format > FORMAT {
         return Err(Trouble::Newer(format));
+    }
+    if format < FORMAT {
+        return Err(Trouble::Older(format));
     }
     let fixed: Fixed = read_row(&meta, META_FIXED)?.ok_or_else(|| damage("the fixed row is missing"))?;
     let mut boots = BTreeMap::new();

@@ -122,6 +122,8 @@ pub(super) struct Work {
     pub(super) sweep_for: Option<Version>,
     /// Who wants a snapshot.
     pub(super) snapshots: Vec<super::snapshot::Wish>,
+    /// Who wants a compaction.
+    pub(super) compactions: Vec<std::sync::mpsc::Sender<super::compact::CompactionNews>>,
     /// Keys to record at the clean stop.
     pub(super) resident: Option<Vec<u8>>,
 }

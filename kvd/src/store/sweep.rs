@@ -229,6 +229,7 @@ impl Flusher {
         let txn = self.begin(Sync::Later)?;
         let removed = self.remove_in(&txn, &victims)?;
         self.commit(txn, Sync::Later)?;
+        self.note_changed(victims.iter().map(|(key, _)| key.as_slice()));
         self.shared.gauges.swept_items.fetch_add(removed, Ordering::Relaxed);
         Ok(())
     }
@@ -284,6 +285,7 @@ impl Flusher {
         }
         if removed > 0 || self.has_unsynced {
             self.commit(txn, Sync::Durable)?;
+            self.unsettle();
         } else {
             txn.abort()?;
         }
@@ -342,6 +344,7 @@ impl Flusher {
                 victims.into_iter().map(|(key, version)| ((key, None), version)).unzip();
             let removed = self.remove_in(&txn, &keys)?;
             self.commit(txn, Sync::Durable)?;
+            self.note_changed(keys.iter().map(|(key, _)| key.as_slice()));
             self.shared.gauges.evicted_items.fetch_add(removed, Ordering::Relaxed);
             if let Some(hooks) = self.hooks() {
                 for ((tree_key, _), version) in keys.iter().zip(versions) {

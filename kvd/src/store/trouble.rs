@@ -87,6 +87,7 @@ impl Flusher {
             self.leaving = Some(db);
         }
         self.has_unsynced = false;
+        self.abandon_compaction(cause);
         if let Some(fold) = &mut self.fold {
             fold.restart();
         }
@@ -180,6 +181,7 @@ impl Flusher {
                 )?;
             }
         }
+        self.unsettle();
         self.commit(txn, Sync::Durable)
     }
 

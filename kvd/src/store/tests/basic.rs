@@ -55,6 +55,49 @@ fn an_item_is_read_pending_journalled_and_folded() {
     assert_eq!(store.stats().tree_bytes, [(1, 0)]);
 }
 
+/// Says that a store is of another format, as if another version had written it.
+fn set_format(dir: &std::path::Path, format: u64) {
+    let db = redb::Database::create(dir.join("store.redb")).unwrap();
+    let txn = db.begin_write().unwrap();
+    let row = crate::store::tables::row(&format);
+    txn.open_table(crate::store::tables::META).unwrap().insert("format", row.as_slice()).unwrap();
+    txn.commit().unwrap();
+    db.close().unwrap();
+}
+
+#[test]
+fn a_store_of_an_older_format_is_converted_and_the_old_one_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, recovered, mut flusher) = by_hand(dir.path());
+    for n in 0..1_000 {
+        put(&store, recovered.sequence_first + n, 1, &format!("k{n}"), &format!("v{n}"));
+        if n == 900 {
+            fold_all(&mut flusher);
+        }
+    }
+    flusher.finish().unwrap();
+    drop(store);
+    set_format(dir.path(), 0);
+    let (store, recovered) = open(dir.path());
+    assert!(recovered.report.clean, "{}", recovered.report);
+    for n in 0..1_000 {
+        assert_eq!(get(&store, 1, &format!("k{n}")), Some(format!("v{n}")));
+    }
+    store.close(soon()).unwrap();
+    assert!(dir.path().join("store.redb.format-0").exists() && !dir.path().join("store.redb.new").exists());
+    drop(open(dir.path()).0);
+
+    // Left half done by the version that wrote it: that one has to finish it.
+    let dir = tempfile::tempdir().unwrap();
+    let (store, recovered, flusher) = by_hand(dir.path());
+    put(&store, recovered.sequence_first, 1, "k", "v");
+    drop((store, flusher));
+    set_format(dir.path(), 0);
+    let refused = Store::open(options(dir.path()), Clock::system(), Disk::Files).unwrap_err();
+    assert!(matches!(refused, OpenError::Older { found: 0, known: 1, .. }), "{refused}");
+    assert!(!dir.path().join("store.redb.format-0").exists(), "it is as it was");
+}
+
 #[test]
 fn durable_writes_wait_for_their_flush_and_a_clean_stop_is_seen() {
     let dir = tempfile::tempdir().unwrap();

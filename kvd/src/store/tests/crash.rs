@@ -129,7 +129,16 @@ fn work(store: &Store, flusher: &mut Flusher, disk: &SimDisk, model: &mut Model,
             return;
         }
         let head = store.shared.log.lock().head.number;
-        match random.u8(..20) {
+        match random.u8(..22) {
+            // A compaction goes its way between all the rest.
+            20 | 21 => {
+                if random.u8(..6) == 0 {
+                    drop(store.compact());
+                }
+                if flusher.compact_some().is_err() {
+                    return;
+                }
+            }
             0..=10 => {
                 write(store, model, random);
             }

@@ -1,6 +1,7 @@
 //! Tests of the store as its callers see it, and of what a crash leaves of it.
 
 mod basic;
+mod compact;
 mod crash;
 mod trouble;
 
