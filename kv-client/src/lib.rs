@@ -54,7 +54,8 @@ mod undelivered;
 
 pub use answers::{
     CacheInfo, CacheStats, Change, ClearedScope, ClientInfo, ClientStats, Committed, Entry, Fallbacks,
-    Freshness, Life, Loads, Metric, Page, PutOutcome, ReadPath, TransactionInfo, Transactions,
+    Freshness, Life, Loads, Metric, Page, PutOutcome, ReadPath, Reloaded, Restart, Stopping, TransactionInfo,
+    Transactions,
 };
 #[cfg(feature = "tokio")]
 pub use asynchronous::{Admin, Cache, Client, LockGuard, Scan, Transaction, Watch};
@@ -62,7 +63,7 @@ pub use batch::Batch;
 pub use codec::SchemaVersion;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;
-pub use kv_proto::wire::{Durability, Effect, ErrorKind};
+pub use kv_proto::wire::{Durability, Effect, ErrorKind, RestartState};
 pub use load::{EntryBuilder, Fill, Missing, OnBusy};
 #[cfg(feature = "metrics")]
 pub use observe::MetricsObserver;

@@ -5,7 +5,8 @@
 use kv_proto::wire::{
     Bytes, CacheInfo, Change, Check, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind, Expect,
     Expiry, Filling, Freshness, Hello, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions, ReadPath, Request,
-    Response, ScanItem, Scope, Sliding, TransactionInfo, Want, Wanted, Welcome, What, WireError, Write,
+    Response, Restart, RestartState, ScanItem, Scope, Sliding, TransactionInfo, Want, Wanted, Welcome, What,
+    WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -132,6 +133,10 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("unlock", Request::Unlock { fence: 300 }),
         ("watch", Request::Watch { cache: Some(cache), prefix: b"p" }),
         ("watch_all", Request::Watch { cache: None, prefix: b"" }),
+        ("shutdown", Request::Shutdown),
+        ("reload", Request::Reload),
+        ("restart", Request::Restart { clear: vec!["c"] }),
+        ("last_restart", Request::LastRestart),
     ]
 }
 
@@ -173,6 +178,16 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ttl_default_ms: None,
         ttl_max_ms: Some(5),
         durability: Durability::Behind,
+    };
+    let restart = Restart {
+        number: 1,
+        state: RestartState::Done,
+        message: "m",
+        pid: 300,
+        paused_us: 2,
+        took_ms: 3,
+        items: 4,
+        bytes: 5,
     };
     let error = WireError { kind: ErrorKind::TooLarge, message: "m", maybe_applied: true, retry_after_ms: 7 };
     let client = ClientInfo {
@@ -226,6 +241,10 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("busy", Response::Busy { holder: "h" }),
         ("watching", Response::Watching),
         ("changes", Response::Changes { changes, missed: 300 }),
+        ("stopping", Response::Stopping { pid: 300, lock: "l" }),
+        ("reloaded", Response::Reloaded { applied: vec!["a"], needs_restart: vec!["n"] }),
+        ("restarting", Response::Restarting { number: 300 }),
+        ("restarted", Response::Restarted(restart)),
     ]
 }
 
@@ -274,6 +293,10 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request unlock", "04000000001dac02"),
     ("request watch", "07000000001e0101630170"),
     ("request watch_all", "04000000001e0000"),
+    ("request shutdown", "02000000001f"),
+    ("request reload", "020000000020"),
+    ("request restart", "050000000021010163"),
+    ("request last_restart", "020000000022"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -304,6 +327,10 @@ const GOLDEN: &[(&str, &str)] = &[
         "response changes",
         "2f0000001706ac02016300016bac02ac02016301016bac0201630201ac02016303017000ac02016304017401ac02016305ac02",
     ),
+    ("response stopping", "0500000018ac02016c"),
+    ("response reloaded", "070000001901016101016e"),
+    ("response restarting", "030000001aac02"),
+    ("response restarted", "0b0000001b0102016dac0202030405"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END
@@ -399,7 +426,7 @@ fn a_giant_length_is_refused_before_its_body_is_awaited() {
 
 #[test]
 fn an_unknown_variant_is_malformed() {
-    for variant in [200_u8, 127, 31] {
+    for variant in [200_u8, 127, 99] {
         let frame = [0, variant, 0, 0, 0, 0];
         assert!(matches!(decode::<Envelope<'_>>(&frame), Err(FrameError::Malformed { .. })), "{variant}");
     }

@@ -73,6 +73,10 @@ labels! {
         RenewLock => "renew_lock", "[`Request::RenewLock`].";
         Unlock => "unlock", "[`Request::Unlock`].";
         Watch => "watch", "[`Request::Watch`].";
+        Shutdown => "shutdown", "[`Request::Shutdown`].";
+        Reload => "reload", "[`Request::Reload`].";
+        Restart => "restart", "[`Request::Restart`].";
+        LastRestart => "last_restart", "[`Request::LastRestart`].";
     }
 }
 
@@ -132,6 +136,10 @@ impl Operation {
             Request::RenewLock { .. } => Operation::RenewLock,
             Request::Unlock { .. } => Operation::Unlock,
             Request::Watch { .. } => Operation::Watch,
+            Request::Shutdown => Operation::Shutdown,
+            Request::Reload => Operation::Reload,
+            Request::Restart { .. } => Operation::Restart,
+            Request::LastRestart => Operation::LastRestart,
         }
     }
 }
@@ -210,7 +218,7 @@ pub struct Metrics {
     cut: [AtomicU64; CutFor::ALL.len()],
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shard {
     operations: [PerOperation; Operation::ALL.len()],
     // By label, because the enum is open; a handful of entries.
@@ -222,6 +230,12 @@ struct PerOperation {
     latency_sum: Duration,
     // Made by the first request of its kind: most operations never occur in most shards.
     latency_ns: Option<Box<Histogram<u64>>>,
+}
+
+impl Default for Shard {
+    fn default() -> Shard {
+        Shard { operations: std::array::from_fn(|_| PerOperation::default()), errors: Vec::new() }
+    }
 }
 
 fn new_histogram() -> Histogram<u64> {

@@ -20,5 +20,5 @@ pub use request::{
 };
 pub use response::{
     CacheInfo, Change, ClientInfo, Durability, Entry, Freshness, Item, Loan, Metric, ReadPath, Response,
-    ScanItem, Tags, TransactionInfo, What,
+    Restart, RestartState, ScanItem, Tags, TransactionInfo, What,
 };

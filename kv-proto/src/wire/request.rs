@@ -201,6 +201,18 @@ pub enum Request<'a> {
         #[serde(with = "serde_bytes")]
         prefix: &'a [u8],
     },
+    /// Stops the daemon as TERM does: `Stopping`. Like the next two, for the daemon's own user and root.
+    Shutdown,
+    /// Reads the configuration again: `Reloaded`. One that does not hold together changes nothing.
+    Reload,
+    /// Begins a restart in place: `Restarting`.
+    Restart {
+        /// Caches that are empty afterwards.
+        #[serde(borrow)]
+        clear: Vec<&'a str>,
+    },
+    /// How the newest restart in place went: `Restarted`.
+    LastRestart,
 }
 
 /// A key that somebody wants an item of.

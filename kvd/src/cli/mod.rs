@@ -19,11 +19,13 @@ mod increment;
 mod locks;
 mod ping;
 mod put;
+mod reload;
 mod rollback;
 mod scan;
 mod serve;
 mod show;
 mod stats;
+mod stop;
 mod sync;
 mod take;
 
@@ -68,6 +70,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Args>),
+    Stop(stop::Args),
+    Reload(reload::Args),
     Get(get::Args),
     Put(put::Args),
     Expire(expire::Args),
@@ -94,6 +98,8 @@ pub(crate) fn run() -> ExitCode {
     let Cli { common, command } = Cli::parse();
     let outcome = match command {
         Command::Serve(args) => serve::run(&common, *args),
+        Command::Stop(args) => stop::run(&common, &args),
+        Command::Reload(args) => reload::run(&common, &args),
         Command::Get(args) => get::run(&common, &args),
         Command::Put(args) => put::run(&common, &args),
         Command::Expire(args) => expire::run(&common, &args),

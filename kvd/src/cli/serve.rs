@@ -7,13 +7,19 @@ use std::fs::DirBuilder;
 use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
+use kvd::orders::{Order, Orders, ReloadOutcome};
 use kvd::server::{Server, Signals};
-use tracing_subscriber::EnvFilter;
+use kvd::supervisor;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use super::common::{Common, say};
 use super::failure::{Exit, Failure, Outcome};
@@ -47,7 +53,11 @@ A configuration file (else /etc/kvd/kvd.toml or $XDG_CONFIG_HOME/kvd/kvd.toml, i
 Each setting is also an environment variable: KVD_MEMORY, KVD_DIR, ... Flags win over the environment, it over the file.
 
 TERM and INT stop it: what was sent is answered, everything is written, the socket removed. A second signal hurries,
-a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. USR1 logs a report.")]
+a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. HUP reads the configuration
+again (kvd reload), USR1 logs a report.
+
+Under systemd it speaks the notification protocol (Type=notify, WatchdogSec) and takes the socket it is passed; units are in
+scripts/systemd.")]
 pub(super) struct Args {
     /// Read this configuration file. Else the one that KVD_CONFIG names
     #[arg(long, value_name = "FILE")]
@@ -124,24 +134,33 @@ impl Args {
 }
 
 pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
+    // Before any thread: it takes variables out of the environment.
+    let activated = supervisor::activated().map_err(|e| {
+        cannot_start(format!("socket activation: {e}; pass one listening Unix stream socket"))
+    })?;
     let (file, set_aside) = (args.config.take(), args.set_aside);
     let sources = Sources::process(file, args.flags(common.socket.as_deref()));
     let mut config = Config::load(&sources).map_err(cannot_start)?;
     config.set_aside = set_aside;
-    start_log(&config)?;
+    let log = start_log(&config)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     kv_proto::segment::share_heaps(u16::try_from(cores / CORES_A_HEAP).unwrap_or(u16::MAX).max(1));
-    let mut signals =
-        Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
+    let orders = Arc::new(Orders::default());
+    let signals = Signals::install().and_then(|signals| signals.forward(Arc::clone(&orders)));
+    signals.map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
     // What clients hold is theirs to read by descriptor only: not by ptrace or /proc/PID/mem, also not by the same user.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "this process can be traced by its own user");
     }
     let clock = Clock::system();
     make_directory(&config.dir)?;
-    let engine = Engine::open(config.clone(), clock.clone())
+    let engine = Engine::open_for(config.clone(), clock.clone(), Arc::clone(&orders))
         .map_err(|e| Failure::Daemon { message: e.to_string(), exit: Exit::Start })?;
-    let server = match Server::start(engine.clone(), &config) {
+    let server = match activated {
+        Some(listener) => Server::start_activated(engine.clone(), &config, listener),
+        None => Server::start(engine.clone(), &config),
+    };
+    let server = match server {
         Ok(server) => server,
         Err(error) => {
             // The store is open; leave it as cleanly as it was found.
@@ -149,25 +168,94 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
             return Err(cannot_start(error));
         }
     };
-    let (version, socket) = (env!("CARGO_PKG_VERSION"), server.socket().display());
-    // Whoever started us may have gone away and closed its end; that is no reason to stop.
-    drop(say(format_args!("kvd {version} listens on {socket}: {}", engine.summary())));
-    if !kv_client::places::search(None).iter().any(|place| place.path == server.socket()) {
-        tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+    let mut serving = Serving { engine, server, orders, sources, config, log };
+    serving.announce()?;
+    let who = serving.carry_out_orders();
+    serving.stop(who, &clock)
+}
+
+/// A daemon that serves, and what its main thread needs to carry out orders.
+struct Serving {
+    engine: Arc<Engine>,
+    server: Server,
+    orders: Arc<Orders>,
+    sources: Sources,
+    /// What holds now; reloads change it.
+    config: Config,
+    log: LogFilter,
+}
+
+impl Serving {
+    fn announce(&self) -> Result<(), Failure> {
+        let (version, socket) = (env!("CARGO_PKG_VERSION"), self.server.socket().display());
+        let summary = self.engine.summary();
+        self.orders.attend();
+        // Whoever started us may have gone away and closed its end; that is no reason to stop.
+        drop(say(format_args!("kvd {version} listens on {socket}: {summary}")));
+        if !kv_client::places::search(None).iter().any(|place| place.path == self.server.socket()) {
+            tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+        }
+        supervisor::ready(&summary);
+        supervisor::watch(&self.engine).map_err(|e| cannot_start(format!("no watchdog thread: {e}")))
     }
 
-    let signal = signals.wait_for_stop(|| report(&engine));
-    tracing::info!("{signal}: stopping");
-    if let Err(error) = signals.hurry_on_second(server.hurry()) {
-        tracing::warn!(%error, "a second signal will not hurry the stop");
+    /// Until one says to stop; names who gave it.
+    fn carry_out_orders(&mut self) -> &'static str {
+        loop {
+            match self.orders.take() {
+                Order::Stop(who) => return who,
+                Order::Report => report(&self.engine),
+                Order::Reload(answer) => self.answer_reload(answer),
+                Order::Restart(_) => tracing::warn!("there is no restart in place yet"),
+            }
+        }
     }
-    let stopped = server.stop(DRAIN_MAX);
-    if stopped.cut > 0 {
-        tracing::warn!("{} connections were still busy and were cut", stopped.cut);
+
+    fn answer_reload(&mut self, answer: Option<SyncSender<ReloadOutcome>>) {
+        supervisor::reloading();
+        let outcome = self.reload();
+        supervisor::ready(&self.engine.summary());
+        match &outcome {
+            Ok(told) => {
+                let (applied, needs_restart) = (told.applied.join(", "), told.needs_restart.join(", "));
+                tracing::info!(applied, needs_restart, "configuration reloaded");
+            }
+            Err(problem) => {
+                tracing::error!("the configuration was not reloaded, nothing has changed: {problem}")
+            }
+        }
+        if let Some(answer) = answer {
+            // Whoever asked may have gone.
+            drop(answer.send(outcome));
+        }
     }
-    close(&engine, &clock)?;
-    tracing::info!("stopped: {}", engine.summary());
-    Ok(Exit::Done)
+
+    fn reload(&mut self) -> ReloadOutcome {
+        let new = Config::load(&self.sources).map_err(|error| error.to_string())?;
+        let filter = log_filter(&new).map_err(|failure| failure.to_string())?;
+        let (adjusted, told) = self.config.adjusted(&new);
+        adjusted.validate().map_err(|error| format!("with what only a restart changes: {error}"))?;
+        self.engine.adjust(&adjusted)?;
+        self.server.adjust(&adjusted);
+        self.log.reload(filter).map_err(|error| error.to_string())?;
+        self.config = adjusted;
+        Ok(told)
+    }
+
+    fn stop(self, who: &str, clock: &Clock) -> Outcome {
+        let Serving { engine, server, orders, .. } = self;
+        tracing::info!("{who}: stopping");
+        supervisor::stopping();
+        let hurry = server.hurry();
+        orders.on_hurry(Box::new(move || hurry.now()));
+        let stopped = server.stop(DRAIN_MAX);
+        if stopped.cut > 0 {
+            tracing::warn!("{} connections were still busy and were cut", stopped.cut);
+        }
+        close(&engine, clock)?;
+        tracing::info!("stopped: {}", engine.summary());
+        Ok(Exit::Done)
+    }
 }
 
 fn cannot_start(error: impl ToString) -> Failure {
@@ -181,17 +269,23 @@ fn close(engine: &Engine, clock: &Clock) -> Result<(), Failure> {
     })
 }
 
-fn start_log(config: &Config) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.log).map_err(|e| {
+/// Changes what is logged.
+type LogFilter = tracing_subscriber::reload::Handle<EnvFilter, Registry>;
+
+fn log_filter(config: &Config) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(&config.log).map_err(|e| {
         cannot_start(format!("log = {:?}: {e}; write info, debug or kvd::server=debug,info", config.log))
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    })
+}
+
+fn start_log(config: &Config) -> Result<LogFilter, Failure> {
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(log_filter(config)?);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
+        .with_target(false);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    Ok(handle)
 }
 
 fn make_directory(dir: &Path) -> Result<(), Failure> {

@@ -140,6 +140,10 @@ impl Engine {
             Request::RenewLock { fence, lock_ms } => self.renew_lock(session, *fence, *lock_ms, out)?,
             Request::Unlock { fence } => self.unlock(session, *fence, out)?,
             Request::Watch { cache, prefix } => self.watch(session, *cache, prefix, out)?,
+            Request::Shutdown => self.shut_down(session, out)?,
+            Request::Reload => self.reload(session, out)?,
+            Request::Restart { clear } => self.restart(session, clear, out)?,
+            Request::LastRestart => self.last_restart(session, out)?,
         }
         Ok(None)
     }

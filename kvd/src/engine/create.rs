@@ -38,7 +38,8 @@ impl Engine {
     }
 
     fn create_on_demand(&self, name: &str) -> Result<Arc<Cache>, Failure> {
-        let config = self.config.default.clone();
+        let adjustable = self.adjustable.load();
+        let config = adjustable.default.clone();
         let caches = self.caches.load();
         let on_demand = caches.values().filter(|cache| !cache.declared).count();
         if on_demand >= limits::CACHES_ON_DEMAND_MAX {
@@ -52,12 +53,12 @@ impl Engine {
             ));
         }
         let used: u64 = caches.values().map(|cache| cache.config.memory_bytes).sum();
-        if used + config.memory_bytes > self.config.memory_bytes {
+        if used + config.memory_bytes > adjustable.memory_bytes {
             return Err(Failure::new(
                 ErrorKind::Config,
                 format!(
                     "cache {name} needs {} bytes of memory, but {used} of {} are given away: raise `memory`, lower `memory` in [default], or drop a cache",
-                    config.memory_bytes, self.config.memory_bytes
+                    config.memory_bytes, adjustable.memory_bytes
                 ),
             ));
         }
@@ -204,7 +205,7 @@ impl Engine {
         drop(state);
         tracing::info!(cache = name, "dropped");
         encode_into(out, &Response::Written { version });
-        Ok(durable.filter(|_| self.config.default.durability == Durability::Durable))
+        Ok(durable.filter(|_| self.adjustable.load().default.durability == Durability::Durable))
     }
 }
 

@@ -11,11 +11,12 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
 use super::lease::Cooling;
-use super::{Engine, Failure, Session, State, clients};
+use super::{Adjustable, Engine, Failure, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
 use crate::metrics::Metrics;
+use crate::orders::Orders;
 use crate::store::{
     CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered,
     Report, Scope, Store,
@@ -71,11 +72,24 @@ impl Engine {
     /// # Errors
     /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
-        Engine::open_on(config, clock, Disk::Files)
+        Engine::open_on(config, clock, Disk::Files, Arc::default())
+    }
+
+    /// As `open`, for a daemon whose main thread takes `orders`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_for(config: Config, clock: Clock, orders: Arc<Orders>) -> Result<Arc<Engine>, StartError> {
+        Engine::open_on(config, clock, Disk::Files, orders)
     }
 
     /// Opens with the store on `disk`; the lock is in the directory all the same.
-    pub(crate) fn open_on(config: Config, clock: Clock, disk: Disk) -> Result<Arc<Engine>, StartError> {
+    pub(crate) fn open_on(
+        config: Config,
+        clock: Clock,
+        disk: Disk,
+        orders: Arc<Orders>,
+    ) -> Result<Arc<Engine>, StartError> {
         let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
         let locked = clock.instant();
         let options = Options {
@@ -100,6 +114,8 @@ impl Engine {
         let wait =
             if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
+            adjustable: ArcSwap::from_pointee(Adjustable::of(&config)),
+            orders,
             clock,
             locking: locking::mode(config.locking),
             store,
@@ -344,7 +360,7 @@ impl Engine {
         let stats = self.store.stats();
         let line = format!(
             "{caches} caches, {} of memory, {} on disk",
-            show_bytes(self.config.memory_bytes),
+            show_bytes(self.adjustable.load().memory_bytes),
             show_bytes(stats.file_bytes),
         );
         line + &found.describe()

@@ -32,7 +32,7 @@ impl Engine {
         let quantile = |q: f64| store.flush_us.value_at_quantile(q) as f64 / 1e6;
         for (name, value) in [
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
-            ("kvd_memory_bytes_max", self.config.memory_bytes as f64),
+            ("kvd_memory_bytes_max", self.adjustable.load().memory_bytes as f64),
             ("kvd_sequence", self.control.committed() as f64),
             ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
             ("kvd_start_replayed_journal_records", found.report.journal_records as f64),

@@ -19,17 +19,19 @@ pub use stop::Signals;
 
 use std::collections::HashMap;
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
-use crate::config::Config;
+use crate::config::{Access, Config};
 use crate::engine::Engine;
+use peer::{Credentials, Doorkeeper};
 use slots::Slots;
 use socket::BoundSocket;
 
@@ -50,9 +52,23 @@ struct Shared {
     engine: Arc<Engine>,
     config: Config,
     slots: Arc<Slots>,
+    live: ArcSwap<Live>,
     open: Mutex<Open>,
     closed_one: Condvar,
     next_client_id: AtomicU64,
+}
+
+/// What of the configuration a reload changes.
+#[derive(Debug)]
+struct Live {
+    access: Arc<Access>,
+    idle_timeout: Option<Duration>,
+}
+
+impl Live {
+    fn of(config: &Config) -> Live {
+        Live { access: Arc::new(config.access.clone()), idle_timeout: config.idle_timeout }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,9 +103,27 @@ impl Server {
     /// # Errors
     /// When the socket cannot be had; nothing is left behind then.
     pub fn start(engine: Arc<Engine>, config: &Config) -> Result<Server, SocketError> {
-        let socket = Arc::new(BoundSocket::bind(&config.socket, &config.access, engine.clock())?);
+        let socket = BoundSocket::bind(&config.socket, &config.access, engine.clock())?;
+        Server::start_on(engine, config, socket)
+    }
+
+    /// As `start`, on a socket that the service manager listens on and keeps.
+    ///
+    /// # Errors
+    /// When it is none of the file system.
+    pub fn start_activated(
+        engine: Arc<Engine>,
+        config: &Config,
+        listener: UnixListener,
+    ) -> Result<Server, SocketError> {
+        Server::start_on(engine, config, BoundSocket::activated(listener)?)
+    }
+
+    fn start_on(engine: Arc<Engine>, config: &Config, socket: BoundSocket) -> Result<Server, SocketError> {
+        let socket = Arc::new(socket);
         let shared = Arc::new(Shared {
             slots: Slots::new(config),
+            live: ArcSwap::from_pointee(Live::of(config)),
             engine,
             config: config.clone(),
             open: Mutex::default(),
@@ -112,6 +146,24 @@ impl Server {
     #[must_use]
     pub fn hurry(&self) -> Hurry {
         Hurry(Arc::clone(&self.shared))
+    }
+
+    /// Takes over what a running server can of a configuration that holds together. Connections of users who are no longer admitted
+    /// end.
+    pub fn adjust(&self, config: &Config) {
+        let shared = &self.shared;
+        shared.slots.adjust(config);
+        let live = Arc::new(Live::of(config));
+        let mut door = Doorkeeper::new(Arc::clone(&live.access));
+        shared.live.store(live);
+        let now = shared.engine.clock().instant();
+        // Those who connect after this meet the new list.
+        let streams: Vec<_> = shared.open.lock().streams.values().cloned().collect();
+        for stream in streams {
+            if Credentials::of(&stream).is_ok_and(|peer| !door.admits(&peer, now)) {
+                drop(stream.shutdown(Shutdown::Both));
+            }
+        }
     }
 
     /// Stops accepting, lets what was sent be answered until `deadline`, cuts what remains, removes the socket.

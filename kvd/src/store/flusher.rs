@@ -98,6 +98,7 @@ impl Flusher {
     /// The thread: works until told to stop, then closes the store.
     pub(super) fn run(mut self) -> Result<(), redb::Error> {
         loop {
+            self.shared.gauges.rounds.fetch_add(1, Ordering::Relaxed);
             let pause = self.step();
             let mut work = self.shared.work.lock();
             if work.must_stop {

@@ -389,6 +389,12 @@ impl Store {
         self.shared.log.lock().durable_ever.contains(&cache)
     }
 
+    /// How often the flush thread has gone round: it does so even when there is nothing to do.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.shared.gauges.rounds.load(Ordering::Relaxed)
+    }
+
     /// Numbers of now.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -128,6 +128,8 @@ pub(super) struct Work {
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub(super) health: AtomicU8,
+    /// Rounds of the flush thread.
+    pub(super) rounds: AtomicU64,
     pub(super) sequence_limit: AtomicU64,
     /// As [`Done::durable`], to be read without its lock.
     pub(super) durable: AtomicU64,
