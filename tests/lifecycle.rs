@@ -168,6 +168,7 @@ fn help_of_every_command_shows_an_example() {
         "serve",
         "stop",
         "reload",
+        "restart",
         "get",
         "put",
         "expire",

@@ -20,6 +20,7 @@ mod outage;
 mod raw;
 mod readers;
 mod reload;
+mod restart;
 mod rings;
 mod serial;
 mod shared;

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod embedded;
 pub mod engine;
+pub mod handover;
 pub mod lock;
 pub mod metrics;
 pub mod orders;

@@ -20,6 +20,7 @@ mod locks;
 mod ping;
 mod put;
 mod reload;
+mod restart;
 mod rollback;
 mod scan;
 mod serve;
@@ -71,6 +72,7 @@ struct Cli {
 enum Command {
     Serve(Box<serve::Args>),
     Stop(stop::Args),
+    Restart(restart::Args),
     Reload(reload::Args),
     Get(get::Args),
     Put(put::Args),
@@ -99,6 +101,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match command {
         Command::Serve(args) => serve::run(&common, *args),
         Command::Stop(args) => stop::run(&common, &args),
+        Command::Restart(args) => restart::run(&common, &args),
         Command::Reload(args) => reload::run(&common, &args),
         Command::Get(args) => get::run(&common, &args),
         Command::Put(args) => put::run(&common, &args),

@@ -6,15 +6,18 @@
 use std::fs::DirBuilder;
 use std::io::IsTerminal as _;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use kv_proto::wire::RestartState;
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
-use kvd::orders::{Order, Orders, ReloadOutcome};
+use kvd::handover::{Ended, Predecessor, Program, Successor, Taken};
+use kvd::orders::{Order, Orders, ReloadOutcome, RestartReport};
 use kvd::server::{Server, Signals};
 use kvd::supervisor;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -54,7 +57,7 @@ Each setting is also an environment variable: KVD_MEMORY, KVD_DIR, ... Flags win
 
 TERM and INT stop it: what was sent is answered, everything is written, the socket removed. A second signal hurries,
 a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. HUP reads the configuration
-again (kvd reload), USR1 logs a report.
+again (kvd reload), USR1 logs a report, USR2 restarts in place (kvd restart).
 
 Under systemd it speaks the notification protocol (Type=notify, WatchdogSec) and takes the socket it is passed; units are in
 scripts/systemd.")]
@@ -107,6 +110,9 @@ pub(super) struct Args {
     /// Put a corrupt store aside and start empty, even if that loses durable writes
     #[arg(long)]
     set_aside: bool,
+    /// For a daemon that starts its successor
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 impl Args {
@@ -138,11 +144,20 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
     let activated = supervisor::activated().map_err(|e| {
         cannot_start(format!("socket activation: {e}; pass one listening Unix stream socket"))
     })?;
+    let program =
+        Program::of_this_process().map_err(|e| cannot_start(format!("where is this program? {e}")))?;
+    let before = if args.take_over { Some(Successor::meet().map_err(cannot_start)?) } else { None };
     let (file, set_aside) = (args.config.take(), args.set_aside);
     let sources = Sources::process(file, args.flags(common.socket.as_deref()));
-    let mut config = Config::load(&sources).map_err(cannot_start)?;
-    config.set_aside = set_aside;
-    let log = start_log(&config)?;
+    let (config, log) = match configure(&sources, set_aside) {
+        Ok(configured) => configured,
+        Err(failure) => {
+            if let Some(before) = before {
+                before.refuse(&failure);
+            }
+            return Err(failure);
+        }
+    };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     kv_proto::segment::share_heaps(u16::try_from(cores / CORES_A_HEAP).unwrap_or(u16::MAX).max(1));
     let orders = Arc::new(Orders::default());
@@ -153,60 +168,90 @@ pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
         tracing::warn!(%error, "this process can be traced by its own user");
     }
     let clock = Clock::system();
-    make_directory(&config.dir)?;
-    let engine = Engine::open_for(config.clone(), clock.clone(), Arc::clone(&orders))
-        .map_err(|e| Failure::Daemon { message: e.to_string(), exit: Exit::Start })?;
-    let server = match activated {
-        Some(listener) => Server::start_activated(engine.clone(), &config, listener),
-        None => Server::start(engine.clone(), &config),
+    let Taken { engine, server } = match before {
+        Some(before) => before.take_over(&config, &clock, &orders).map_err(cannot_start)?,
+        None => start(&config, &clock, &orders, activated)?,
     };
-    let server = match server {
-        Ok(server) => server,
+    let daemon = Predecessor { engine, server, config, orders, clock };
+    let mut serving = Serving { daemon, program, sources, log };
+    serving.announce()?;
+    loop {
+        match serving.carry_out_orders() {
+            Wanted::Stop(who) => return serving.stop(who),
+            Wanted::Restart(clear) => match serving.restart(clear) {
+                Ok(again) => serving = again,
+                Err(ended) => return ended,
+            },
+        }
+    }
+}
+
+fn configure(sources: &Sources, set_aside: bool) -> Result<(Config, LogFilter), Failure> {
+    let mut config = Config::load(sources).map_err(cannot_start)?;
+    config.set_aside = set_aside;
+    let log = start_log(&config)?;
+    Ok((config, log))
+}
+
+fn start(
+    config: &Config,
+    clock: &Clock,
+    orders: &Arc<Orders>,
+    activated: Option<UnixListener>,
+) -> Result<Taken, Failure> {
+    make_directory(&config.dir)?;
+    let engine = Engine::open_for(config.clone(), clock.clone(), Arc::clone(orders)).map_err(cannot_start)?;
+    let server = match activated {
+        Some(listener) => Server::start_activated(engine.clone(), config, listener),
+        None => Server::start(engine.clone(), config),
+    };
+    match server {
+        Ok(server) => Ok(Taken { engine, server }),
         Err(error) => {
             // The store is open; leave it as cleanly as it was found.
-            close(&engine, &clock)?;
-            return Err(cannot_start(error));
+            close(&engine, clock)?;
+            Err(cannot_start(error))
         }
-    };
-    let mut serving = Serving { engine, server, orders, sources, config, log };
-    serving.announce()?;
-    let who = serving.carry_out_orders();
-    serving.stop(who, &clock)
+    }
+}
+
+/// Why the main thread goes on from carrying out orders.
+enum Wanted {
+    Stop(&'static str),
+    Restart(Vec<String>),
 }
 
 /// A daemon that serves, and what its main thread needs to carry out orders.
 struct Serving {
-    engine: Arc<Engine>,
-    server: Server,
-    orders: Arc<Orders>,
+    /// Reloads change its configuration.
+    daemon: Predecessor,
+    program: Program,
     sources: Sources,
-    /// What holds now; reloads change it.
-    config: Config,
     log: LogFilter,
 }
 
 impl Serving {
     fn announce(&self) -> Result<(), Failure> {
-        let (version, socket) = (env!("CARGO_PKG_VERSION"), self.server.socket().display());
-        let summary = self.engine.summary();
-        self.orders.attend();
+        let (version, socket) = (env!("CARGO_PKG_VERSION"), self.daemon.server.socket().display());
+        let summary = self.daemon.engine.summary();
+        self.daemon.orders.attend();
         // Whoever started us may have gone away and closed its end; that is no reason to stop.
         drop(say(format_args!("kvd {version} listens on {socket}: {summary}")));
-        if !kv_client::places::search(None).iter().any(|place| place.path == self.server.socket()) {
+        if !kv_client::places::search(None).iter().any(|place| place.path == self.daemon.server.socket()) {
             tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
         }
         supervisor::ready(&summary);
-        supervisor::watch(&self.engine).map_err(|e| cannot_start(format!("no watchdog thread: {e}")))
+        supervisor::watch(&self.daemon.engine).map_err(|e| cannot_start(format!("no watchdog thread: {e}")))
     }
 
-    /// Until one says to stop; names who gave it.
-    fn carry_out_orders(&mut self) -> &'static str {
+    /// Until one says that this process is to end.
+    fn carry_out_orders(&mut self) -> Wanted {
         loop {
-            match self.orders.take() {
-                Order::Stop(who) => return who,
-                Order::Report => report(&self.engine),
+            match self.daemon.orders.take() {
+                Order::Stop(who) => return Wanted::Stop(who),
+                Order::Report => report(&self.daemon.engine),
                 Order::Reload(answer) => self.answer_reload(answer),
-                Order::Restart(_) => tracing::warn!("there is no restart in place yet"),
+                Order::Restart(clear) => return Wanted::Restart(clear),
             }
         }
     }
@@ -214,7 +259,7 @@ impl Serving {
     fn answer_reload(&mut self, answer: Option<SyncSender<ReloadOutcome>>) {
         supervisor::reloading();
         let outcome = self.reload();
-        supervisor::ready(&self.engine.summary());
+        supervisor::ready(&self.daemon.engine.summary());
         match &outcome {
             Ok(told) => {
                 let (applied, needs_restart) = (told.applied.join(", "), told.needs_restart.join(", "));
@@ -233,17 +278,43 @@ impl Serving {
     fn reload(&mut self) -> ReloadOutcome {
         let new = Config::load(&self.sources).map_err(|error| error.to_string())?;
         let filter = log_filter(&new).map_err(|failure| failure.to_string())?;
-        let (adjusted, told) = self.config.adjusted(&new);
+        let (adjusted, told) = self.daemon.config.adjusted(&new);
         adjusted.validate().map_err(|error| format!("with what only a restart changes: {error}"))?;
-        self.engine.adjust(&adjusted)?;
-        self.server.adjust(&adjusted);
+        self.daemon.engine.adjust(&adjusted)?;
+        self.daemon.server.adjust(&adjusted);
         self.log.reload(filter).map_err(|error| error.to_string())?;
-        self.config = adjusted;
+        self.daemon.config = adjusted;
         Ok(told)
     }
 
-    fn stop(self, who: &str, clock: &Clock) -> Outcome {
-        let Serving { engine, server, orders, .. } = self;
+    /// The successor serves, and this process ends; or this one serves on.
+    fn restart(self, clear: Vec<String>) -> Result<Serving, Outcome> {
+        let Serving { daemon, program, sources, log } = self;
+        let orders = Arc::clone(&daemon.orders);
+        let report = orders.last_restart();
+        tracing::info!(number = report.number, "restarting in place");
+        match daemon.hand_over(&program, report.number, clear) {
+            Ended::Followed(pid) => {
+                if orders.is_stop_wanted() {
+                    // Whoever wanted this process to stop meant the daemon.
+                    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                Err(Ok(Exit::Done))
+            }
+            Ended::Serves(daemon, why) => {
+                tracing::error!("this process serves on: {why}");
+                let (state, message) = (RestartState::Failed, why);
+                orders.note_restart(RestartReport { state, message, ..report });
+                drop(supervisor::watch(&daemon.engine));
+                Ok(Serving { daemon: *daemon, program, sources, log })
+            }
+            Ended::Lost(message) => Err(Err(Failure::Daemon { message, exit: Exit::Daemon })),
+        }
+    }
+
+    fn stop(self, who: &str) -> Outcome {
+        let Predecessor { engine, server, orders, clock, .. } = self.daemon;
         tracing::info!("{who}: stopping");
         supervisor::stopping();
         let hurry = server.hurry();
@@ -252,7 +323,7 @@ impl Serving {
         if stopped.cut > 0 {
             tracing::warn!("{} connections were still busy and were cut", stopped.cut);
         }
-        close(&engine, clock)?;
+        close(&engine, &clock)?;
         tracing::info!("stopped: {}", engine.summary());
         Ok(Exit::Done)
     }

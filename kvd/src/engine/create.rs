@@ -221,7 +221,7 @@ pub(super) fn make_huge(words: &Arc<Words>) {
 }
 
 /// What of a memory cache's budget is kept for values too large for its rings: nothing unless they can come.
-fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
+pub(super) fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
     let eighth = config.memory_bytes / 8;
     let fits =
         Geometry::new(config.memory_bytes, 0).item_bytes_max() > value_bytes_max + limits::FRAME_OVERHEAD_MAX;

@@ -13,6 +13,7 @@ mod clients;
 mod create;
 mod error;
 mod fill;
+mod handover;
 mod item;
 mod lease;
 mod locks;
@@ -37,13 +38,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use kv_proto::Version;
-use kv_proto::segment::{Control, ManyOutcome};
+use kv_proto::segment::{Control, Geometry, ManyOutcome};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use apply::Applied;
 pub use attach::Handed;
 pub use clients::Caller;
 pub use error::Failure;
+pub(crate) use handover::{Ended, Estate, Inheritance, Inherited, Told};
 pub use open::StartError;
 
 pub use crate::txn::{Park, Parked, ThreadPark, Unpark};
@@ -85,6 +87,10 @@ pub struct Engine {
     /// No change is applied before this: nobody may read a dead daemon's memory behind a newer write.
     writable_from: Instant,
     closing: AtomicBool,
+    /// Another process copies the segments: none is replaced meanwhile.
+    handing_over: AtomicBool,
+    /// Caches whose memory is to be another amount than what they inherited.
+    resizes: Mutex<Vec<(CacheId, Geometry)>>,
     wake: Mutex<()>,
     wake_tidy: Condvar,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,

@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
 use super::lease::Cooling;
-use super::{Adjustable, Engine, Failure, Session, State, clients};
+use super::{Adjustable, Engine, Failure, Inheritance, Inherited, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
@@ -56,12 +56,12 @@ pub(crate) struct Found {
 }
 
 /// A cache to be opened: from the configuration, from the disk, or both.
-struct Planned {
-    id: CacheId,
-    name: String,
+pub(super) struct Planned {
+    pub(super) id: CacheId,
+    pub(super) name: String,
     declared: bool,
-    config: CacheConfig,
-    stamps: CacheStamps,
+    pub(super) config: CacheConfig,
+    pub(super) stamps: CacheStamps,
     /// Not on disk yet: its creation has to be logged.
     new: bool,
 }
@@ -72,7 +72,7 @@ impl Engine {
     /// # Errors
     /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
-        Engine::open_on(config, clock, Disk::Files, Arc::default())
+        Engine::open_on(config, clock, Disk::Files, Arc::default(), None)
     }
 
     /// As `open`, for a daemon whose main thread takes `orders`.
@@ -80,7 +80,17 @@ impl Engine {
     /// # Errors
     /// As `open`.
     pub fn open_for(config: Config, clock: Clock, orders: Arc<Orders>) -> Result<Arc<Engine>, StartError> {
-        Engine::open_on(config, clock, Disk::Files, orders)
+        Engine::open_on(config, clock, Disk::Files, orders, None)
+    }
+
+    /// As `open_for`, after another engine of the same directory, whose lock comes with what it left.
+    pub(crate) fn open_after(
+        config: Config,
+        clock: Clock,
+        orders: Arc<Orders>,
+        inherited: Inherited,
+    ) -> Result<Arc<Engine>, StartError> {
+        Engine::open_on(config, clock, Disk::Files, orders, Some(inherited))
     }
 
     /// Opens with the store on `disk`; the lock is in the directory all the same.
@@ -89,8 +99,17 @@ impl Engine {
         clock: Clock,
         disk: Disk,
         orders: Arc<Orders>,
+        inherited: Option<Inherited>,
     ) -> Result<Arc<Engine>, StartError> {
-        let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
+        let is_clean = inherited.as_ref().is_some_and(|inherited| inherited.is_clean);
+        let (lock, left) = match inherited {
+            Some(inherited) => {
+                let unusable = |source| LockError::Unusable { path: lock_path(&config.dir), source };
+                inherited.lock.claim(&clock).map_err(unusable)?;
+                (inherited.lock, inherited.caches)
+            }
+            None => (FileLock::take(&lock_path(&config.dir), &clock)?, Vec::new()),
+        };
         let locked = clock.instant();
         let options = Options {
             dir: config.dir.clone(),
@@ -111,8 +130,8 @@ impl Engine {
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.beat_ms());
         clock.show_on(&control);
-        let wait =
-            if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
+        let nobody_reads = is_clean || recovered.report.clean || recovered.report.created;
+        let wait = if nobody_reads { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
             adjustable: ArcSwap::from_pointee(Adjustable::of(&config)),
             orders,
@@ -134,6 +153,8 @@ impl Engine {
             creating: Mutex::new(()),
             writable_from: locked + Duration::from_millis(wait),
             closing: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            resizes: Mutex::default(),
             wake: Mutex::new(()),
             wake_tidy: Condvar::new(),
             threads: Mutex::new(Vec::new()),
@@ -152,18 +173,20 @@ impl Engine {
             }),
             config,
         });
-        engine.open_caches(&recovered)?;
+        engine.open_caches(&recovered, left)?;
         engine.set_hooks();
         engine.start_threads()?;
         Ok(engine)
     }
 
-    fn open_caches(&self, recovered: &Recovered) -> Result<(), StartError> {
-        let planned = self.plan_caches(recovered);
+    fn open_caches(&self, recovered: &Recovered, mut left: Vec<Inheritance>) -> Result<(), StartError> {
+        let planned = self.plan_caches(recovered, &left);
         let memory = |failure: Failure| StartError::Memory(failure.message);
         let mut opened = Vec::new();
         for plan in planned {
-            let made = self.make(&plan.config, 0, &plan.stamps).map_err(memory)?;
+            let (made, is_inherited) = self.make_planned(&plan, &mut left).map_err(memory)?;
+            let resize = self.geometry_wanted(&plan.config, &made).filter(|_| is_inherited);
+            self.resizes.lock().extend(resize.map(|geometry| (plan.id, geometry)));
             let cache = {
                 let mut state = self.lock();
                 let cache =
@@ -175,15 +198,18 @@ impl Engine {
                 }
                 cache
             };
-            opened.push((plan, cache));
+            opened.push((plan, cache, is_inherited));
         }
-        for (plan, cache) in &opened {
-            self.recover(plan, cache, &recovered.report).map_err(memory)?;
+        for (plan, cache, is_inherited) in &opened {
+            self.log_if_new(plan, cache).map_err(memory)?;
+            if !is_inherited {
+                self.recover(plan, cache, &recovered.report).map_err(memory)?;
+            }
         }
         Ok(())
     }
 
-    fn plan_caches(&self, recovered: &Recovered) -> Vec<Planned> {
+    fn plan_caches(&self, recovered: &Recovered, left: &[Inheritance]) -> Vec<Planned> {
         let mut planned: Vec<Planned> = recovered
             .caches
             .iter()
@@ -215,11 +241,27 @@ impl Engine {
                 });
             }
         }
+        // What its first write had created in memory only, another engine knew and nobody else.
+        if self.config.default.durability == Durability::Memory {
+            for name in left.iter().filter_map(Inheritance::name_in_memory) {
+                if planned.iter().all(|plan| plan.name != name) {
+                    state.cache_id += 1;
+                    planned.push(Planned {
+                        id: state.cache_id,
+                        name: name.to_owned(),
+                        declared: false,
+                        config: self.config.default.clone(),
+                        stamps: CacheStamps::default(),
+                        new: true,
+                    });
+                }
+            }
+        }
         planned
     }
 
-    /// Logs a new cache, and does to an old one what its recovery policy says.
-    fn recover(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
+    /// Logs a cache that is not on disk yet.
+    fn log_if_new(&self, plan: &Planned, cache: &Arc<Cache>) -> Result<(), Failure> {
         if plan.new && cache.on_disk() {
             let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
             let permit = self.store.admit(&[], 256, Durability::Behind, deadline)?;
@@ -229,6 +271,11 @@ impl Engine {
             self.store.append(permit, version, &[created]);
             self.control.commit(version);
         }
+        Ok(())
+    }
+
+    /// Does to what a cache has on disk what its recovery policy says.
+    fn recover(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
         let missed = !report.clean && (!report.same_boot || report.down_for > DOWNTIME_MAX);
         let policy = missed || cache.config.after_clean_stop;
         let effect = match cache.config.recover {
@@ -332,13 +379,7 @@ impl Engine {
         if self.closing.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.tidy_now();
-        for thread in self.threads.lock().drain(..) {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("a thread of the engine had panicked");
-            }
-        }
+        self.end_threads();
         {
             let mut state = self.lock();
             for memory in state.memories.iter_mut().flatten() {
@@ -350,6 +391,17 @@ impl Engine {
         let closed = self.store.close(deadline).map_err(Failure::from);
         self.lock.lock().take();
         closed
+    }
+
+    /// Waits for the engine's own threads, which see that it is closing.
+    pub(super) fn end_threads(&self) {
+        self.tidy_now();
+        for thread in self.threads.lock().drain(..) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine had panicked");
+            }
+        }
     }
 
     /// One line: what a start found and what is held.

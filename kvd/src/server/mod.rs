@@ -19,6 +19,7 @@ pub use stop::Signals;
 
 use std::collections::HashMap;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -120,7 +121,14 @@ impl Server {
     }
 
     fn start_on(engine: Arc<Engine>, config: &Config, socket: BoundSocket) -> Result<Server, SocketError> {
-        let socket = Arc::new(socket);
+        Server::start_with(engine, config, Arc::new(socket))
+    }
+
+    fn start_with(
+        engine: Arc<Engine>,
+        config: &Config,
+        socket: Arc<BoundSocket>,
+    ) -> Result<Server, SocketError> {
         let shared = Arc::new(Shared {
             slots: Slots::new(config),
             live: ArcSwap::from_pointee(Live::of(config)),
@@ -180,6 +188,50 @@ impl Server {
         let cut = self.shared.drain(self.shared.engine.clock().instant() + deadline);
         self.socket.remove();
         Stopped { cut }
+    }
+}
+
+/// A socket that nobody accepts from at the moment: who connects waits in the kernel's queue.
+#[derive(Debug)]
+pub(crate) struct Ear(Arc<BoundSocket>);
+
+impl Ear {
+    /// The socket at `path` that another process has served until now.
+    pub(crate) fn inherited(
+        listener: UnixListener,
+        lock: Option<OwnedFd>,
+        path: &Path,
+    ) -> std::io::Result<Ear> {
+        Ok(Ear(Arc::new(BoundSocket::inherited(listener, lock, path)?)))
+    }
+
+    /// Another process serves it from here on.
+    pub(crate) fn give_away(self) {
+        self.0.give_away();
+    }
+}
+
+impl Server {
+    /// Serves `engine` on a socket that was paused.
+    pub(crate) fn start_at(engine: Arc<Engine>, config: &Config, ear: Ear) -> Result<Server, SocketError> {
+        ear.0.resume(engine.clock());
+        Server::start_with(engine, config, ear.0)
+    }
+
+    /// Copies of the descriptors of the listener and of the lock beside it, for the next daemon.
+    pub(crate) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+        self.socket.descriptors()
+    }
+
+    /// Ends as `stop` does, except that the socket stays and who connects from now on waits.
+    pub(crate) fn pause(mut self, deadline: Duration) -> (Ear, Stopped) {
+        let accept = self.accept.take().expect("only stopping ends it");
+        // First, so that nobody is accepted and not served.
+        self.socket.pause();
+        accept.join().expect("the accept thread does not panic");
+        self.shared.open.lock().is_stopping = true;
+        let cut = self.shared.drain(self.shared.engine.clock().instant() + deadline);
+        (Ear(Arc::clone(&self.socket)), Stopped { cut })
     }
 }
 

@@ -81,13 +81,15 @@ pub(super) struct BoundSocket {
     /// Wakes the accept thread.
     bell: OwnedFd,
     is_pausing: AtomicBool,
+    /// Another process serves it: it stays where it is.
+    is_given_away: AtomicBool,
 }
 
 /// Who looks after the socket's place in the file system.
 #[derive(Debug)]
 enum Owner {
     /// We do, under this lock.
-    Us { _lock: FileLock },
+    Us { lock: FileLock },
     /// The service manager: the socket stays when we end.
     Manager,
 }
@@ -115,8 +117,7 @@ impl BoundSocket {
         let placed = place(&temporary, path, access);
         let metadata =
             placed.inspect_err(|_| drop(remove_socket(&temporary))).map_err(io("put it in place"))?;
-        BoundSocket::of(listener, path, identity(&metadata), Owner::Us { _lock: lock })
-            .map_err(io("make it ready"))
+        BoundSocket::of(listener, path, identity(&metadata), Owner::Us { lock }).map_err(io("make it ready"))
     }
 
     /// A socket that the service manager listens on.
@@ -141,8 +142,48 @@ impl BoundSocket {
         // Else a client that gives up between poll and accept would leave the thread waiting where no bell is heard.
         listener.set_nonblocking(true)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let is_pausing = AtomicBool::new(false);
-        Ok(BoundSocket { listener, path: path.to_owned(), identity, owner, bell, is_pausing })
+        let (is_pausing, is_given_away) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(BoundSocket { listener, path: path.to_owned(), identity, owner, bell, is_pausing, is_given_away })
+    }
+
+    /// The socket at `path`, which another daemon has listened on until now, and the lock beside it unless the socket is the service
+    /// manager's.
+    pub(super) fn inherited(
+        listener: UnixListener,
+        lock: Option<OwnedFd>,
+        path: &Path,
+    ) -> std::io::Result<BoundSocket> {
+        let owner = match lock.map(FileLock::of_descriptor) {
+            Some(lock) => Owner::Us { lock },
+            None => Owner::Manager,
+        };
+        BoundSocket::of(listener, path, identity(&path.symlink_metadata()?), owner)
+    }
+
+    /// Copies of the descriptors of the listener and of the lock beside it, for the next daemon.
+    pub(super) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let lock = match &self.owner {
+            Owner::Us { lock } => Some(lock.descriptor()?),
+            Owner::Manager => None,
+        };
+        Ok((self.listener.try_clone()?.into(), lock))
+    }
+
+    /// Accepting may begin again.
+    pub(super) fn resume(&self, clock: &Clock) {
+        if let Owner::Us { lock } = &self.owner
+            && let Err(error) = lock.claim(clock)
+        {
+            // Its text is for people; the lock is held all the same.
+            tracing::warn!(%error, "the socket's lock file does not say who holds it");
+        }
+        let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
+        self.is_pausing.store(false, Ordering::Release);
+    }
+
+    /// Another process serves it from here on.
+    pub(super) fn give_away(&self) {
+        self.is_given_away.store(true, Ordering::Release);
     }
 
     /// The next connection; `None`: no more are to be accepted.
@@ -195,6 +236,7 @@ impl BoundSocket {
     /// Removes the socket if it is still the one we put there.
     pub(super) fn remove(&self) {
         if matches!(self.owner, Owner::Us { .. })
+            && !self.is_given_away.load(Ordering::Acquire)
             && let Ok(there) = self.path.symlink_metadata()
             && identity(&there) == self.identity
             && let Err(error) = std::fs::remove_file(&self.path)

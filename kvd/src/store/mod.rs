@@ -371,6 +371,12 @@ impl Store {
         self.shared.wake.notify_one();
     }
 
+    /// Folds a journal beyond so many bytes, whatever its budget: what the next start has to replay. `None`: as configured.
+    pub fn fold_beyond(&self, bytes: Option<u64>) {
+        self.shared.work.lock().fold_beyond = bytes;
+        self.shared.wake.notify_one();
+    }
+
     /// How the disk is.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -120,6 +120,8 @@ pub(super) struct Work {
     pub(super) must_stop: bool,
     /// Somebody waits for a pass begun after everything up to this sequence is folded.
     pub(super) sweep_for: Option<Version>,
+    /// A journal beyond so many bytes is folded, whatever its budget.
+    pub(super) fold_beyond: Option<u64>,
     /// Keys to record at the clean stop.
     pub(super) resident: Option<Vec<u8>>,
 }
