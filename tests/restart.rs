@@ -20,6 +20,8 @@ const WORKERS: usize = 8;
 const RESTARTS: usize = 4;
 /// Longest time that any call of a worker may take, restarts included: a debug build on a busy machine.
 const GAP_MAX: Duration = Duration::from_secs(2);
+/// … and of an optimised build.
+const GAP_MAX_OPTIMISED: Duration = Duration::from_millis(300);
 /// Items of the memory-only cache.
 const KEPT: usize = 2_000;
 
@@ -62,6 +64,8 @@ pub(crate) fn restarted() {
         let _ = std::io::stdin().read_line(&mut String::new());
         reader_is_over.store(true, Ordering::Relaxed);
     });
+    let pipelining_is_over = Arc::clone(&is_over);
+    let pipelined = std::thread::spawn(move || pipeline(&pipelining_is_over));
     let mine = std::process::id();
     let (page, kept, safe) = (client.cache("page"), client.cache("kept"), client.cache("safe"));
     let (mut increments, mut calls, mut errors, mut undone) = (0, 0_u64, 0_u64, 0_u64);
@@ -110,7 +114,34 @@ pub(crate) fn restarted() {
             });
         }
     }
+    let (piped, piped_errors) = pipelined.join().expect("it counts its errors");
+    (increments, calls, errors) = (increments + piped, calls + piped, errors + piped_errors);
     println!("TALLY {increments} {calls} {errors} {undone} {}", longest.as_micros());
+}
+
+/// The same by the async client, several requests at a time on one connection: what it counted, and its errors.
+fn pipeline(is_over: &AtomicBool) -> (u64, u64) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = kv_client::Client::builder().name("restarted").build().await.expect("the daemon serves");
+        let page = client.cache("page");
+        let (mut counted, mut errors) = (0, 0);
+        while !is_over.load(Ordering::Relaxed) {
+            let increment = || page.increment("count", 1, Initial::value(1));
+            let (a, b, c, d) = tokio::join!(increment(), increment(), increment(), increment());
+            for outcome in [a, b, c, d] {
+                match outcome {
+                    Ok(_) => counted += 1,
+                    Err(error) => {
+                        eprintln!("pipelined: {error}");
+                        errors += 1;
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        (counted, errors)
+    })
 }
 
 fn fill_kept(client: &Client) {
@@ -120,6 +151,25 @@ fn fill_kept(client: &Client) {
     }
     // Too large for its ring: it stands beside the segment.
     kept.put("large", vec![7; 600 << 10], None).unwrap();
+}
+
+/// `scripts/soak restart` asks for so many MiB in memory besides.
+fn ballast_mib() -> usize {
+    std::env::var("KVD_RESTART_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(0)
+}
+
+fn fill_ballast(client: &Client) {
+    let value = vec![b'b'; 1_000];
+    std::thread::scope(|scope| {
+        for part in 0..4 {
+            let (cache, value) = (client.cache("ballast"), &value);
+            scope.spawn(move || {
+                for i in 0..ballast_mib() * 900 / 4 {
+                    cache.put(format!("{part}:{i}"), value, None).unwrap();
+                }
+            });
+        }
+    });
 }
 
 fn kept_of(client: &Client) -> usize {
@@ -133,10 +183,17 @@ fn kept_of(client: &Client) -> usize {
 #[test]
 fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
     let _machine = whole_machine();
-    let home = Home::configured(TOML);
+    let ballast = ballast_mib();
+    let toml = TOML.replace("64MiB", &format!("{}MiB", 64 + ballast));
+    let toml = match ballast {
+        0 => toml,
+        _ => format!("{toml}[caches.ballast]\nmemory = \"{ballast}MiB\"\n"),
+    };
+    let home = Home::configured(&toml);
     let line = Line::start(&home);
     let first = line.pid();
     fill_kept(&home.client());
+    fill_ballast(&home.client());
     let mut workers: Vec<_> =
         (0..WORKERS).map(|_| worker::spawn_told("restarted", &home.socket(), &[])).collect();
     let mut outputs: Vec<_> =
@@ -168,14 +225,18 @@ fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
         longest_us = longest_us.max(own_longest_us);
         assert!(worker.wait().unwrap().success());
     }
-    println!("{restarts} restarts, {calls} calls, {increments} increments, longest call {longest_us} us");
-    assert!(longest_us < GAP_MAX.as_micros() as u64);
+    // An optimised build on a machine of its own keeps what the documentation says.
+    let gap_max = if cfg!(debug_assertions) { GAP_MAX } else { GAP_MAX_OPTIMISED };
+    assert!(longest_us < gap_max.as_micros() as u64, "longest call {longest_us} us");
     let client = home.client();
     let count = client.cache("page").get("count").unwrap().unwrap();
     assert_eq!(text(&count).parse::<u64>().unwrap(), increments);
     assert_eq!(kept_of(&client), KEPT);
     assert_eq!(client.cache("kept").get("large").unwrap().unwrap().len(), 600 << 10);
     assert_ne!(line.pid(), first);
+    println!(
+        "PROMISE restart.no_request_fails {restarts} restarts, {calls} calls, {increments} increments, longest call {longest_us} us held"
+    );
     assert_eq!(client.admin().last_restart().unwrap().number, restarts as u64);
 }
 
@@ -301,8 +362,6 @@ fn the_new_one_goes_on_when_the_old_one_dies() {
     for step in ["told", "copied", "paused", "closed", "ended", "prepared", "gone"] {
         let (outcome, said) = interfere("old", step, "kill");
         assert!(!outcome.is_old, "{said}");
-        if ["ended", "prepared", "gone"].contains(&step) {
-            assert_eq!(outcome.kept, KEPT, "{said}");
-        }
+        assert_eq!(outcome.kept, KEPT, "{said}");
     }
 }

@@ -106,6 +106,27 @@ fn ready_comes_when_the_socket_serves_and_stopping_before_it_goes() {
 }
 
 #[test]
+fn a_restart_announces_the_new_main_process_before_the_old_one_ends() {
+    let home = Home::new();
+    let manager = Manager::new();
+    let mut command = home.serve();
+    command.env("NOTIFY_SOCKET", manager.path()).env("WATCHDOG_USEC", "400000");
+    let mut daemon = Supervised::start(command);
+    manager.await_line("READY=1");
+    let restart = home.kvd(&["restart", "--json"]);
+    assert_eq!(restart.status.code(), Some(0), "{}", text(&restart.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&restart.stdout).unwrap();
+    let announced = manager.await_line("MAINPID=");
+    assert!(announced.lines().any(|line| line == format!("MAINPID={}", said["pid"])), "{announced}");
+    assert!(announced.contains("READY=1"), "{announced}");
+    assert!(wait_for(SOON, "the old one's end", || daemon.0.try_wait().unwrap()).success());
+    manager.await_line("WATCHDOG=1");
+    let stop = home.kvd(&["stop"]);
+    assert_eq!(stop.status.code(), Some(0), "{}", text(&stop.stderr));
+    manager.await_line("STOPPING=1");
+}
+
+#[test]
 fn the_watchdog_is_fed_while_the_engine_works_and_not_by_a_daemon_that_is_stopped() {
     let home = Home::new();
     let manager = Manager::new();

@@ -8,6 +8,8 @@ mod evict;
 mod handover;
 mod index;
 mod keep;
+#[cfg(not(loom))]
+mod salvage;
 mod successor;
 
 use std::sync::Arc;

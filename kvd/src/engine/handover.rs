@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use kv_proto::Version;
 use kv_proto::segment::{
-    Geometry, Heads, SegmentCopy, SegmentState, SweepCursor, Words, Writer, WriterState,
+    AttachError, Geometry, Heads, SegmentCopy, SegmentState, SweepCursor, Words, Writer, WriterState,
 };
 use kv_proto::wire::{Durability, Effect, What};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub(crate) struct Told {
     pub(crate) segment: u64,
     /// Its rings are written up to here.
     pub(crate) heads: Heads,
+    /// Of a cache that is in memory only: what is needed to save it from a process that dies. Its configuration, and the bound of
+    /// what stands beside the segment.
+    pub(crate) in_memory: Option<(CacheConfig, u64)>,
 }
 
 /// A cache's memory when nothing is written to it any more, but for the words of its segment.
@@ -54,7 +58,20 @@ impl Ended {
 
     /// As it is told to who did not know of it.
     pub(crate) fn told(&self) -> Told {
-        Told { name: self.name.clone(), segment: self.segment, heads: self.state.heads() }
+        let (name, heads) = (self.name.clone(), self.state.heads());
+        Told { name, segment: self.segment, heads, in_memory: None }
+    }
+
+    /// What is left of a cache in memory whose daemon died, by a whole copy of its segment.
+    pub(crate) fn salvaged(
+        told: Told,
+        words: Arc<Words>,
+        committed: Version,
+    ) -> Result<Option<Ended>, AttachError> {
+        let Told { name, segment, in_memory, .. } = told;
+        let Some((config, side_bytes_max)) = in_memory else { return Ok(None) };
+        let state = Writer::salvage(words, committed)?.state();
+        Ok(Some(Ended { id: 0, name, segment, config, side_bytes_max, state, side: Vec::new() }))
     }
 
     pub(crate) fn items(&self) -> u64 {
@@ -126,17 +143,25 @@ impl Engine {
         self.caches.load().values().map(|cache| cache.config.memory_bytes).sum()
     }
 
+    /// A copy of the control page's descriptor; `None` where there is no sealed memory.
+    pub(crate) fn control_descriptor(&self) -> std::io::Result<Option<OwnedFd>> {
+        self.control.descriptor().map(OwnedFd::try_clone).transpose()
+    }
+
     /// Every segment that another process can map, with its descriptor.
     pub(crate) fn tell_segments(&self) -> std::io::Result<Vec<(Told, OwnedFd)>> {
         let mut told = Vec::new();
         for cache in self.caches.load().values() {
             let state = self.lock();
             let view = cache.view.load();
-            let heads = state.memory_ref(cache).writer.heads();
+            let memory = state.memory_ref(cache);
+            let heads = memory.writer.heads();
+            let in_memory = (!cache.on_disk()).then(|| (cache.config.clone(), memory.side.bytes_max()));
             drop(state);
             if let Some(descriptor) = &view.descriptor {
                 let segment = view.segment;
-                told.push((Told { name: cache.name.clone(), segment, heads }, descriptor.try_clone()?));
+                let name = cache.name.clone();
+                told.push((Told { name, segment, heads, in_memory }, descriptor.try_clone()?));
             }
         }
         Ok(told)
@@ -209,7 +234,7 @@ impl Engine {
         }
     }
 
-    fn resume(&self, left: Inheritance) -> Result<Made, kv_proto::segment::AttachError> {
+    fn resume(&self, left: Inheritance) -> Result<Made, AttachError> {
         let Inheritance { ended, words, descriptor } = left;
         let writer = Writer::resume(Arc::clone(&words), &ended.state)?;
         let view = View {
@@ -281,7 +306,7 @@ impl Estate {
             let geometry = SegmentCopy::geometry_of(&from).map_err(std::io::Error::other)?;
             let (to, descriptor) = Words::memfd_or_private(c"kvd-segment", geometry.bytes())?;
             let copy = SegmentCopy::begin(from, to).map_err(std::io::Error::other)?;
-            let words = copy.finish_whole(&ended.state);
+            let words = copy.finish_whole();
             caches.push(Inheritance { ended, words, descriptor: descriptor.ok() });
         }
         Ok(Inherited { lock: self.lock, caches, is_clean: true })

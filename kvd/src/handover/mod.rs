@@ -66,7 +66,7 @@ enum FromOld {
     },
     /// With the descriptor of the segment.
     Segment(Told),
-    /// There are no more segments.
+    /// There are no more segments. With the descriptor of the control page, if other processes can map it.
     Segments,
     /// How far each segment is written.
     Heads(Vec<(u64, Heads)>),

@@ -189,7 +189,8 @@ impl Predecessor {
             told.insert(segment.segment);
             link.send(&FromOld::Segment(segment), &[descriptor])?;
         }
-        link.send(&FromOld::Segments, &[])?;
+        let control: Vec<OwnedFd> = self.engine.control_descriptor()?.into_iter().collect();
+        link.send(&FromOld::Segments, &control)?;
         step::at("old", "told");
         self.await_copied(link, COPY_WITHIN + copying)?;
         self.fold();

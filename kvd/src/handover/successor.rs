@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_proto::segment::{SegmentCopy, Words};
+use kv_proto::segment::{Control, SegmentCopy, Words};
 use kv_proto::wire::RestartState;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -73,11 +73,17 @@ pub struct Taken {
 
 /// A segment of the old one and the fresh one that becomes its copy.
 struct Copying {
+    told: Told,
     copy: SegmentCopy,
     descriptor: Option<OwnedFd>,
 }
 
-type Copies = HashMap<u64, Copying>;
+/// All of them, by the old one's number of the segment, and its control page.
+#[derive(Default)]
+struct Copies {
+    segments: HashMap<u64, Copying>,
+    control: Option<Arc<Control>>,
+}
 
 impl Successor {
     /// What the old daemon says at first, over standard input.
@@ -138,12 +144,14 @@ impl Successor {
             );
             return Err(refuse(&self.link, why));
         }
-        let left = match self.copy(clock) {
+        let mut copies = Copies::default();
+        let left = match self.copy(&mut copies, clock) {
             Ok(left) => left,
             Err(Broken::Old(silence)) => {
                 self.await_death(&silence)?;
                 tracing::warn!("the old process died: going on as after any unclean stop");
-                Left { caches: Vec::new(), is_clean: false, pause_began_us: clock.monotonic_us() }
+                let pause_began_us = clock.monotonic_us();
+                Left { caches: salvage(copies), is_clean: false, pause_began_us }
             }
             Err(Broken::Here(why)) => return Err(refuse(&self.link, why)),
         };
@@ -197,8 +205,7 @@ impl Successor {
     }
 
     /// Follows the old one until it has ended.
-    fn copy(&self, clock: &Clock) -> Result<Left, Broken> {
-        let mut copies = Copies::new();
+    fn copy(&self, copies: &mut Copies, clock: &Clock) -> Result<Left, Broken> {
         let mut bytes = 0;
         let mut told = Vec::new();
         let mut is_begun = false;
@@ -209,27 +216,30 @@ impl Successor {
                     let descriptor = descriptors.pop().ok_or("a segment came without its descriptor")?;
                     told.push((segment, descriptor));
                     if is_begun {
-                        bytes += begin_copies(&mut copies, &mut told)?;
+                        bytes += begin_copies(&mut copies.segments, &mut told)?;
                     }
                 }
                 FromOld::Segments => {
                     is_begun = true;
+                    copies.control = descriptors.pop().and_then(|control| Control::attach(control).ok());
                     step::at("new", "met");
-                    bytes += begin_copies(&mut copies, &mut told)?;
+                    bytes += begin_copies(&mut copies.segments, &mut told)?;
                     step::at("new", "copied");
                     self.link.send(&FromNew::Copied { bytes }, &[]).map_err(|_| Silence::Ended)?;
                 }
                 FromOld::Heads(heads) => {
                     bytes = heads
                         .iter()
-                        .filter_map(|(segment, heads)| Some(copies.get_mut(segment)?.copy.follow(*heads)))
+                        .filter_map(|(segment, heads)| {
+                            Some(copies.segments.get_mut(segment)?.copy.follow(*heads))
+                        })
                         .sum();
                     self.link.send(&FromNew::Copied { bytes }, &[]).map_err(|_| Silence::Ended)?;
                 }
                 FromOld::Ended { pause_began_us, is_closed_well } => {
                     step::at("new", "ended");
                     let file = descriptors.pop().ok_or("the memory came without its file")?;
-                    let caches = finish(copies, file)?;
+                    let caches = finish(&mut copies.segments, file)?;
                     return Ok(Left { caches, is_clean: is_closed_well, pause_began_us });
                 }
                 FromOld::Begin { .. } | FromOld::Go => return Err("the old process is out of step".into()),
@@ -287,7 +297,7 @@ fn await_death(old: &OwnedFd, silence: &Silence) -> Result<(), TakeOverError> {
 }
 
 /// Makes room for all that was told of, then copies it.
-fn begin_copies(copies: &mut Copies, told: &mut Vec<(Told, OwnedFd)>) -> Result<u64, Broken> {
+fn begin_copies(copies: &mut HashMap<u64, Copying>, told: &mut Vec<(Told, OwnedFd)>) -> Result<u64, Broken> {
     let mut mapped = Vec::new();
     for (told, descriptor) in told.drain(..) {
         let usable = Words::attach(&descriptor).and_then(|words| {
@@ -310,20 +320,39 @@ fn begin_copies(copies: &mut Copies, told: &mut Vec<(Told, OwnedFd)>) -> Result<
             Words::memfd_or_private(c"kvd-segment", geometry.bytes()).map_err(|error| unmade(&error))?;
         let mut copy = SegmentCopy::begin(from, to).map_err(|error| unmade(&error))?;
         bytes += copy.follow(told.heads);
-        copies.insert(told.segment, Copying { copy, descriptor: descriptor.ok() });
+        copies.insert(told.segment, Copying { told, copy, descriptor: descriptor.ok() });
     }
     Ok(bytes)
 }
 
-fn finish(mut copies: Copies, file: OwnedFd) -> Result<Vec<Inheritance>, Broken> {
+fn finish(copies: &mut HashMap<u64, Copying>, file: OwnedFd) -> Result<Vec<Inheritance>, Broken> {
     let mut bytes = Vec::new();
     File::from(file).read_to_end(&mut bytes).map_err(|error| Broken::Here(error.to_string()))?;
     let ended: Vec<Ended> = postcard::from_bytes(&bytes)
         .map_err(|error| Broken::Here(format!("the memory's description: {error}")))?;
     let taken = ended.into_iter().filter_map(|ended| {
-        let Copying { copy, descriptor } = copies.remove(&ended.segment)?;
+        let Copying { copy, descriptor, .. } = copies.remove(&ended.segment)?;
         let words = copy.finish(ended.state());
         Some(Inheritance { ended, words, descriptor })
     });
     Ok(taken.collect())
+}
+
+/// What can be saved of the caches that are in memory only, when the old one died. Those on disk are warmed from there: what was
+/// logged and not yet to be seen in memory is in force.
+fn salvage(copies: Copies) -> Vec<Inheritance> {
+    let Some(control) = copies.control else { return Vec::new() };
+    let committed = control.committed();
+    let saved = copies.segments.into_values().filter_map(|Copying { told, copy, descriptor }| {
+        told.in_memory.as_ref()?;
+        let (name, words) = (told.name.clone(), copy.finish_whole());
+        match Ended::salvaged(told, Arc::clone(&words), committed) {
+            Ok(ended) => Some(Inheritance { ended: ended?, words, descriptor }),
+            Err(error) => {
+                tracing::warn!(cache = name, %error, "its memory could not be saved");
+                None
+            }
+        }
+    });
+    saved.collect()
 }

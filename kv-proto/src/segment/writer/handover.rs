@@ -109,18 +109,17 @@ impl SegmentCopy {
     #[must_use]
     pub fn finish(mut self, state: &WriterState) -> Arc<Words> {
         if self.copied.is_none() {
-            return self.finish_whole(state);
+            return self.finish_whole();
         }
         self.follow(state.head);
         self.copy(0, self.geometry.ring_at(Ring::Probation));
         self.to
     }
 
-    /// Copies all of it at once, when the writer has ended.
+    /// Copies all of it at once, when the writer has ended or is dead.
     #[must_use]
-    pub fn finish_whole(mut self, state: &WriterState) -> Arc<Words> {
-        self.copied = None;
-        self.follow(state.head);
+    pub fn finish_whole(self) -> Arc<Words> {
+        self.copy(0, self.geometry.words());
         self.to
     }
 
@@ -297,6 +296,48 @@ mod tests {
             put(&mut new, &control, version + 1 + i, format!("n{}", i % 300).as_bytes(), &[7; 100]);
         }
         assert_eq!(value_of(&new, b"n199").unwrap(), [7; 100]);
+    }
+
+    #[test]
+    fn a_dead_writers_segment_gives_what_was_committed_and_nothing_else() {
+        let geometry = Geometry::exact(64, 16, 1_024, 4_096);
+        let control = Control::private(1);
+        let mut old = Writer::create(Words::heap(geometry.words()), geometry, 9, Backed::Memory, 1);
+        for version in 2..600 {
+            put(&mut old, &control, version, format!("k{}", version % 90).as_bytes(), &[version as u8; 60]);
+        }
+        // It dies between publishing and committing.
+        let hash = crate::hash_key(9, b"k7");
+        let item = NewItem {
+            key: b"k7",
+            value: b"never acknowledged",
+            version: 600,
+            created: 0,
+            expires: None,
+            stale_for_ms: 0,
+            load_cost_ms: 0,
+            stale: false,
+            tags: &[],
+        };
+        assert!(old.stage_put(600, hash, &item, 0));
+        old.publish(600);
+        let copy = SegmentCopy::begin(old.words(), Words::heap(geometry.words())).unwrap();
+        let mut new = Writer::salvage(copy.finish_whole(), control.committed()).unwrap();
+        assert_eq!(value_of(&new, b"k7"), None);
+        let others = (0..90).filter(|k| *k != 7).map(|k| format!("k{k}"));
+        let there = others.filter(|key| {
+            let value = value_of(&old, key.as_bytes());
+            assert_eq!(value_of(&new, key.as_bytes()), value, "{key}");
+            value.is_some()
+        });
+        assert!(there.count() > 20);
+        assert_eq!(new.counts().items, old.counts().items - 1);
+        for i in 0..2_000_u64 {
+            put(&mut new, &control, 601 + i, format!("n{}", i % 300).as_bytes(), &[7; 100]);
+        }
+        assert_eq!(value_of(&new, b"n199").unwrap(), [7; 100]);
+        let state = new.state();
+        Writer::resume(new.words(), &state).unwrap();
     }
 
     #[test]
