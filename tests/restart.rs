@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use kv_client::{Initial, RestartState};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::supervised::Manager;
 use crate::support::{Daemon, Home, SOON, text, wait_for, whole_machine};
 use crate::worker;
 
@@ -183,6 +185,22 @@ fn kept_of(client: &Client) -> usize {
 #[test]
 fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
     let _machine = whole_machine();
+    restart_under_load(None);
+}
+
+#[test]
+fn no_request_fails_under_a_service_manager_either() {
+    let _machine = whole_machine();
+    let manager = Manager::new();
+    let heard = manager.listen();
+    let restarts = restart_under_load(Some(manager.path()));
+    for _ in 0..restarts {
+        while !heard.recv_timeout(SOON).expect("every restart is announced").contains("MAINPID=") {}
+    }
+}
+
+/// Restarts a daemon under worker processes, and checks what they say; gives how often.
+fn restart_under_load(notify: Option<&Path>) -> usize {
     let ballast = ballast_mib();
     let toml = TOML.replace("64MiB", &format!("{}MiB", 64 + ballast));
     let toml = match ballast {
@@ -190,7 +208,11 @@ fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
         _ => format!("{toml}[caches.ballast]\nmemory = \"{ballast}MiB\"\n"),
     };
     let home = Home::configured(&toml);
-    let line = Line::start(&home);
+    let mut serve = home.serve();
+    if let Some(notify) = notify {
+        serve.env("NOTIFY_SOCKET", notify);
+    }
+    let line = Line(&home, Some(home.start_by(serve)));
     let first = line.pid();
     fill_kept(&home.client());
     fill_ballast(&home.client());
@@ -235,9 +257,11 @@ fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
     assert_eq!(client.cache("kept").get("large").unwrap().unwrap().len(), 600 << 10);
     assert_ne!(line.pid(), first);
     println!(
-        "PROMISE restart.no_request_fails {restarts} restarts, {calls} calls, {increments} increments, longest call {longest_us} us held"
+        "PROMISE restart.no_request_fails{} {restarts} restarts, {calls} calls, {increments} increments, longest call {longest_us} us held",
+        if notify.is_some() { "_when_supervised" } else { "" }
     );
     assert_eq!(client.admin().last_restart().unwrap().number, restarts as u64);
+    restarts
 }
 
 #[test]
@@ -364,4 +388,35 @@ fn the_new_one_goes_on_when_the_old_one_dies() {
         assert!(!outcome.is_old, "{said}");
         assert_eq!(outcome.kept, KEPT, "{said}");
     }
+}
+
+#[test]
+fn usr2_restarts_in_place() {
+    let home = Home::configured(TOML);
+    let line = Line::start(&home);
+    let (client, first) = (home.client(), line.pid());
+    fill_kept(&client);
+    kill(Pid::from_raw(first), Signal::SIGUSR2).unwrap();
+    let is_done = || client.admin().last_restart().unwrap().state == RestartState::Done;
+    wait_for(SOON, "the restart", || is_done().then_some(()));
+    assert_ne!(line.pid(), first);
+    assert_eq!(kept_of(&client), KEPT);
+}
+
+#[test]
+fn a_stop_goes_ahead_of_a_restart_that_is_under_way() {
+    let home = Home::configured(TOML);
+    let steps = home.path().join("step");
+    let mut serve = home.serve();
+    serve.env("KVD_TEST_STEP", &steps);
+    let mut line = Line(&home, Some(home.start_by(serve)));
+    std::fs::write(&steps, "new met hang").unwrap();
+    assert_eq!(home.client().admin().restart(&[]).unwrap(), 1);
+    wait_for(SOON, "the new process to hang", || (!steps.exists()).then_some(()));
+    let again = home.client().admin().restart(&[]).unwrap_err();
+    assert!(again.to_string().contains("restart 1 is under way"), "{again}");
+    let stop = home.kvd(&["stop"]);
+    assert_eq!(stop.status.code(), Some(0), "{}", text(&stop.stderr));
+    let (status, log) = line.1.take().unwrap().wait(SOON);
+    assert_eq!(status.code(), Some(0), "{log}");
 }

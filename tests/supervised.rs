@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -47,6 +48,20 @@ impl Manager {
             }
             seen.push(message);
         }
+    }
+
+    /// Hears everything from here on, on a thread that lives as long as the test run: a manager that does not listen would be
+    /// waited for.
+    pub(crate) fn listen(&self) -> Receiver<String> {
+        let socket = self.socket.try_clone().unwrap();
+        let (sender, heard) = channel();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4_096];
+            while let Ok(count) = socket.recv(&mut bytes) {
+                let _ = sender.send(text(&bytes[..count]));
+            }
+        });
+        heard
     }
 
     /// Whether a message with this line comes within `wait`.

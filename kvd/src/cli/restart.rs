@@ -23,7 +23,10 @@ Examples:
 
 A new process copies the memory while the old one serves; then clients wait, for less than 300 ms with 256 MiB in memory.
 Room for both copies is needed. If the new process cannot take over, the old one serves on and the reason is printed
-(exit code 70). Open transactions end with an error that is worth another try. It is for the daemon's own user and root.")]
+(exit code 70). Open transactions end with an error that is worth another try. It is for the daemon's own user and root.
+
+The process that was started first ends: systemd is told which one serves now. Where something else watches that process, as
+in a container, stop and start instead.")]
 pub(super) struct Args {
     /// Empty this cache in the same step; may be given several times
     #[arg(long, value_name = "CACHE")]
