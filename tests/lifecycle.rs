@@ -166,6 +166,9 @@ fn wrong_configuration_is_refused_with_file_line_and_nearest_key() {
 fn help_of_every_command_shows_an_example() {
     for command in [
         "serve",
+        "stop",
+        "reload",
+        "restart",
         "get",
         "put",
         "expire",
@@ -186,4 +189,38 @@ fn help_of_every_command_shows_an_example() {
         assert!(help.status.success());
         assert!(text(&help.stdout).contains(&format!("kvd {command}")), "{command}: {}", text(&help.stdout));
     }
+}
+
+#[test]
+fn stop_waits_until_the_daemon_is_gone_and_says_how_long_it_took() {
+    let home = Home::new();
+    let daemon = home.start();
+    home.client().cache("c").put("k", "v", LONG).unwrap();
+    let stop = home.kvd(&["stop"]);
+    assert_eq!(stop.status.code(), Some(0), "{}", text(&stop.stderr));
+    assert!(
+        text(&stop.stdout).contains(&format!("stopped process {} in", daemon.pid())),
+        "{}",
+        text(&stop.stdout)
+    );
+    // Nothing to wait for: the lock is free, so another may begin at once.
+    let again = home.start();
+    assert!(!again.first_line.contains("unclean"), "{}", again.first_line);
+    assert_eq!(daemon.wait(SOON).0.code(), Some(0));
+    assert_eq!(home.client().cache("c").get("k").unwrap().as_deref(), Some(&b"v"[..]));
+    again.stop();
+    let nobody = home.kvd(&["stop"]);
+    assert_eq!(nobody.status.code(), Some(69));
+    assert_eq!(text(&nobody.stderr).lines().count(), 1, "{}", text(&nobody.stderr));
+}
+
+#[test]
+fn usr1_logs_a_report_and_the_daemon_serves_on() {
+    let home = Home::new();
+    let daemon = home.start();
+    daemon.signal(Signal::SIGUSR1);
+    home.client().ping().unwrap();
+    let (status, log) = daemon.stop();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.contains("connections=") && log.contains("caches"), "{log}");
 }

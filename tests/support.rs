@@ -90,8 +90,12 @@ impl Home {
 
     /// Starts a daemon and waits until it serves.
     pub(crate) fn start(&self) -> Daemon {
-        let mut child =
-            self.serve().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kvd was built");
+        self.start_by(self.serve())
+    }
+
+    /// As `start`, by a command of the test's own.
+    pub(crate) fn start_by(&self, mut command: Command) -> Daemon {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kvd was built");
         let mut stderr = child.stderr.take().expect("piped");
         let stderr = std::thread::spawn(move || {
             let mut text = String::new();

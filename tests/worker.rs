@@ -50,6 +50,8 @@ fn process() {
         Ok("holder") => crate::holders::holder(),
         Ok("loader") => crate::leases::loader(),
         Ok("storm") => crate::crash::storm_worker(),
+        Ok("restarted") => crate::restart::restarted(),
+        Ok("stranger") => crate::reload::stranger(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),
         Err(_) => {

@@ -2,10 +2,11 @@
 //!
 //! Made by `ops`, read by applications and the command line.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kv_proto::segment::{self, Meta};
-use kv_proto::wire::{self, Durability, Effect, What};
+use kv_proto::wire::{self, Durability, Effect, RestartState, What};
 use kv_proto::{BootMs, Version};
 
 use crate::observe::Source;
@@ -473,6 +474,63 @@ pub struct Compacted {
 pub(crate) enum Compacting {
     Progress { done: u64, total: u64 },
     Done(Compacted),
+}
+
+/// A daemon that was told to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stopping {
+    /// Its process.
+    pub pid: u32,
+    /// It is gone when nobody holds the lock on this file any more.
+    pub lock: PathBuf,
+}
+
+/// A configuration that was read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// What has changed and holds from now on.
+    pub applied: Vec<String>,
+    /// What has changed in the configuration and only a restart would change in the daemon.
+    pub needs_restart: Vec<String>,
+}
+
+/// How the newest restart in place went, or goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Restart {
+    /// Its number, as `restart` said; 0: there was none.
+    pub number: u64,
+    /// Whether it is over, and how.
+    pub state: RestartState,
+    /// Why it failed, or what there is to say.
+    pub message: String,
+    /// The process that serves.
+    pub pid: u32,
+    /// How long nothing was answered.
+    pub paused: Duration,
+    /// How long all of it took.
+    pub took: Duration,
+    /// Items that were in memory afterwards.
+    pub items: u64,
+    /// Bytes of the segments that were taken over.
+    pub bytes: u64,
+}
+
+impl Restart {
+    pub(crate) fn from_wire(restart: &wire::Restart<'_>) -> Restart {
+        Restart {
+            number: restart.number,
+            state: restart.state,
+            message: restart.message.to_owned(),
+            pid: restart.pid,
+            paused: Duration::from_micros(restart.paused_us),
+            took: Duration::from_millis(restart.took_ms),
+            items: restart.items,
+            bytes: restart.bytes,
+        }
+    }
 }
 
 /// Who holds and who waits.

@@ -18,6 +18,9 @@ pub(crate) const PIPELINE_QUEUE_MAX: usize = 1_024;
 /// Requests a pipelined connection takes into one write.
 #[cfg(feature = "tokio")]
 pub(crate) const PIPELINE_BATCH_MAX: usize = 128;
+/// How long the answers of a pipelined connection are awaited that takes no more requests. Beyond: they count as lost.
+#[cfg(feature = "tokio")]
+pub(crate) const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// Requests an async client has under way at once that may wait in the daemon (durable writes, sync), each on a
 /// connection of its own. Beyond: callers queue, each until its deadline.
 #[cfg(feature = "tokio")]

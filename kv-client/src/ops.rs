@@ -14,7 +14,8 @@ use kv_proto::wire::{
 
 use crate::answers::{
     CacheInfo, Change, Checked, ClientInfo, Committed, Compacted, Compacting, Entry, Freshness, HotKey, Life,
-    Metric, Page, PutOutcome, SlowLog, SlowRequest, TransactionInfo, Transactions,
+    Metric, Page, PutOutcome, Reloaded, Restart, SlowLog, SlowRequest, Stopping, TransactionInfo,
+    Transactions,
 };
 use crate::batch::{BatchData, OwnedWrite};
 use crate::error::{Error, Result};
@@ -109,6 +110,43 @@ pub(crate) fn clients() -> Call<Vec<ClientInfo>> {
     Call::new(Request::Clients, Lane::Reads, Repeat::Harmless, |response| match response {
         Response::Clients(clients) => Ok(clients.iter().map(ClientInfo::from_wire).collect()),
         other => Err(unexpected("clients", &other)),
+    })
+}
+
+/// Stops the daemon.
+pub(crate) fn shutdown() -> Call<Stopping> {
+    Call::new(Request::Shutdown, Lane::Reads, Repeat::Never, |response| match response {
+        Response::Stopping { pid, lock } => Ok(Stopping { pid, lock: lock.into() }),
+        other => Err(unexpected("shutdown", &other)),
+    })
+}
+
+/// Lets the daemon read its configuration again.
+pub(crate) fn reload() -> Call<Reloaded> {
+    Call::new(Request::Reload, Lane::Waits, Repeat::Harmless, |response| match response {
+        Response::Reloaded { applied, needs_restart } => {
+            let owned = |lines: Vec<&str>| lines.into_iter().map(str::to_owned).collect();
+            Ok(Reloaded { applied: owned(applied), needs_restart: owned(needs_restart) })
+        }
+        other => Err(unexpected("reload", &other)),
+    })
+}
+
+/// Begins a restart in place.
+pub(crate) fn restart(clear: &[&str]) -> Result<Call<u64>> {
+    clear.iter().try_for_each(|cache| check_cache(cache))?;
+    let request = Request::Restart { clear: clear.to_vec() };
+    Ok(Call::new(request, Lane::Reads, Repeat::Never, |response| match response {
+        Response::Restarting { number } => Ok(number),
+        other => Err(unexpected("restart", &other)),
+    }))
+}
+
+/// How the newest restart in place went.
+pub(crate) fn last_restart() -> Call<Restart> {
+    Call::new(Request::LastRestart, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Restarted(restart) => Ok(Restart::from_wire(&restart)),
+        other => Err(unexpected("last restart", &other)),
     })
 }
 

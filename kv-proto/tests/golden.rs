@@ -5,8 +5,8 @@
 use kv_proto::wire::{
     Bytes, CacheInfo, Change, Check, Checked, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind,
     Expect, Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions,
-    ReadPath, Request, Response, ScanItem, Scope, Sliding, SlowOrder, SlowRequest, TransactionInfo,
-    Versioned, Want, Wanted, Welcome, What, WireError, Write,
+    ReadPath, Request, Response, Restart, RestartState, ScanItem, Scope, Sliding, SlowOrder, SlowRequest,
+    TransactionInfo, Versioned, Want, Wanted, Welcome, What, WireError, Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -147,6 +147,10 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("backup", Request::Backup { memory: true }),
         ("check", Request::Check { samples: 300 }),
         ("compact", Request::Compact),
+        ("shutdown", Request::Shutdown),
+        ("reload", Request::Reload),
+        ("restart", Request::Restart { clear: vec!["c"] }),
+        ("last_restart", Request::LastRestart),
     ]
 }
 
@@ -188,6 +192,16 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ttl_default_ms: None,
         ttl_max_ms: Some(5),
         durability: Durability::Behind,
+    };
+    let restart = Restart {
+        number: 1,
+        state: RestartState::Done,
+        message: "m",
+        pid: 300,
+        paused_us: 2,
+        took_ms: 3,
+        items: 4,
+        bytes: 5,
     };
     let error = WireError { kind: ErrorKind::TooLarge, message: "m", maybe_applied: true, retry_after_ms: 7 };
     let client = ClientInfo {
@@ -268,12 +282,15 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("compacting", Response::Compacting { done: 300, total: 400 }),
         ("compacted", Response::Compacted { bytes_before: 300, bytes_after: 200, pause_us: 5 }),
         ("checked", Response::Checked(Checked { sequence: 300, items: 1, compared: 2, wrong: vec!["w"] })),
+        ("stopping", Response::Stopping { pid: 300, lock: "l" }),
+        ("reloaded", Response::Reloaded { applied: vec!["a"], needs_restart: vec!["n"] }),
+        ("restarting", Response::Restarting { number: 300 }),
+        ("restarted", Response::Restarted(restart)),
     ]
 }
 
 const GOLDEN: &[(&str, &str)] = &[
     // GOLDEN BEGIN
-    ("request ping", "020000000000"),
     ("request get", "0800000000010163016b0000"),
     ("request get_sliding", "0a00000000010163016b01010201"),
     ("request get_many", "0c000000000201630201610262630109"),
@@ -318,6 +335,15 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request watch_all", "04000000001e0000"),
     ("request slow_log", "07000000001f01ac029003"),
     ("request hottest", "070000000020010163ac02"),
+    ("request scan_all", "0a00000000210163017001710a01"),
+    ("request clear_versions", "0a0000000022016301016bac0201"),
+    ("request backup", "03000000002301"),
+    ("request check", "040000000024ac02"),
+    ("request compact", "020000000025"),
+    ("request shutdown", "020000000026"),
+    ("request reload", "020000000027"),
+    ("request restart", "050000000028010163"),
+    ("request last_restart", "020000000029"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -353,15 +379,14 @@ const GOLDEN: &[(&str, &str)] = &[
         "260000001801ac02900301036765740163016bac0204016e05060ea0068407e807010774696d656f7574",
     ),
     ("response hot_keys", "0a00000019010163016bac029003"),
-    ("request scan_all", "0a000000001f0163017001710a01"),
-    ("request clear_versions", "0a0000000020016301016bac0201"),
-    ("request backup", "03000000002101"),
-    ("request check", "040000000022ac02"),
-    ("response part", "03000000180170"),
-    ("response checked", "0800000019ac020102010177"),
-    ("request compact", "020000000023"),
-    ("response compacting", "050000001aac029003"),
-    ("response compacted", "060000001bac02c80105"),
+    ("response part", "030000001a0170"),
+    ("response compacting", "050000001cac029003"),
+    ("response compacted", "060000001dac02c80105"),
+    ("response checked", "080000001bac020102010177"),
+    ("response stopping", "050000001eac02016c"),
+    ("response reloaded", "070000001f01016101016e"),
+    ("response restarting", "0300000020ac02"),
+    ("response restarted", "0b000000210102016dac0202030405"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END
@@ -457,7 +482,7 @@ fn a_giant_length_is_refused_before_its_body_is_awaited() {
 
 #[test]
 fn an_unknown_variant_is_malformed() {
-    for variant in [200_u8, 127, 33] {
+    for variant in [200_u8, 127, 99] {
         let frame = [0, variant, 0, 0, 0, 0];
         assert!(matches!(decode::<Envelope<'_>>(&frame), Err(FrameError::Malformed { .. })), "{variant}");
     }

@@ -54,6 +54,13 @@ impl Clock {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.wall_ms()).unwrap_or(0))
     }
 
+    /// Microseconds of `CLOCK_MONOTONIC`: the same for all processes of the host; never moved by tests.
+    #[must_use]
+    pub fn monotonic_us(&self) -> u64 {
+        let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has it");
+        time.tv_sec().unsigned_abs() * 1_000_000 + time.tv_nsec().unsigned_abs() / 1_000
+    }
+
     /// For deadlines and latencies inside this process; never moved by tests.
     #[must_use]
     pub fn instant(&self) -> Instant {

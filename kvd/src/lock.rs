@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -22,7 +23,7 @@ const TRY_EVERY: Duration = Duration::from_millis(10);
 /// A lock that is held until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct FileLock {
-    _file: File,
+    file: File,
 }
 
 /// Why a lock cannot be had.
@@ -85,12 +86,27 @@ impl FileLock {
                 Err(TryLockError::Error(source)) => return Err(unusable(source)),
             }
         }
-        describe_holder(&mut file, clock).map_err(unusable)?;
-        Ok(FileLock { _file: file })
+        describe_holder(&file, clock).map_err(unusable)?;
+        Ok(FileLock { file })
+    }
+
+    /// A lock that another process has handed over: it is held as long as any of the two holds the descriptor.
+    pub(crate) fn of_descriptor(descriptor: OwnedFd) -> FileLock {
+        FileLock { file: File::from(descriptor) }
+    }
+
+    /// A copy of its descriptor, for the process that shall hold it next.
+    pub(crate) fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// Writes down that it is this process now.
+    pub(crate) fn claim(&self, clock: &Clock) -> std::io::Result<()> {
+        describe_holder(&self.file, clock)
     }
 }
 
-fn describe_holder(file: &mut File, clock: &Clock) -> std::io::Result<()> {
+fn describe_holder(mut file: &File, clock: &Clock) -> std::io::Result<()> {
     let now_ms = u64::try_from(clock.wall_ms()).unwrap_or(0);
     let since = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(now_ms));
     file.set_len(0)?;

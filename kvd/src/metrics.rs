@@ -214,6 +214,10 @@ labels! {
         Backup => "backup", "[`Request::Backup`].";
         Check => "check", "[`Request::Check`].";
         Compact => "compact", "[`Request::Compact`].";
+        Shutdown => "shutdown", "[`Request::Shutdown`].";
+        Reload => "reload", "[`Request::Reload`].";
+        Restart => "restart", "[`Request::Restart`].";
+        LastRestart => "last_restart", "[`Request::LastRestart`].";
     }
 }
 
@@ -280,6 +284,10 @@ impl Operation {
             Request::Backup { .. } => Operation::Backup,
             Request::Check { .. } => Operation::Check,
             Request::Compact => Operation::Compact,
+            Request::Shutdown => Operation::Shutdown,
+            Request::Reload => Operation::Reload,
+            Request::Restart { .. } => Operation::Restart,
+            Request::LastRestart => Operation::LastRestart,
         }
     }
 }

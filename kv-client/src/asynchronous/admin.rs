@@ -8,7 +8,10 @@ use kv_proto::wire::SlowOrder;
 
 use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, SlowLog, Transactions};
+use crate::answers::{
+    CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog, Stopping,
+    Transactions,
+};
 use crate::error::Result;
 use crate::ops;
 
@@ -228,6 +231,84 @@ impl Admin {
     /// See [`Error`](crate::Error). The store is as it was, unless the daemon was lost.
     pub async fn compact(&self, progress: impl FnMut(u64, u64)) -> Result<Compacted> {
         super::compact::compact(&self.client, self.client.op_timeout(), progress).await
+    }
+
+    /// Stops the daemon as TERM does. For its own user and root.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let stopping = client.admin().shutdown().await?;
+    /// println!("process {} stops", stopping.pid);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn shutdown(&self) -> Result<Stopping> {
+        self.client.call(ops::shutdown()).await
+    }
+
+    /// Lets the daemon read its configuration again. One that does not hold together changes nothing. For its own user and root.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// for change in client.admin().reload().await?.applied {
+    ///     println!("{change}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) says what is wrong with it and where; else see [`Error`](crate::Error).
+    pub async fn reload(&self) -> Result<Reloaded> {
+        self.client.call(ops::reload()).await
+    }
+
+    /// Begins a restart in place: the same socket, the same memory, the binary and the configuration of now. Caches in `clear` are
+    /// empty afterwards. Gives its number for `last_restart`. For the daemon's own user and root.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let number = client.admin().restart(&["page"]).await?;
+    /// while client.admin().last_restart().await?.state == kv_client::RestartState::Running {}
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn restart(&self, clear: &[&str]) -> Result<u64> {
+        self.client.call(ops::restart(clear)?).await
+    }
+
+    /// How the newest restart in place went, or goes. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// let last = client.admin().last_restart().await?;
+    /// assert_eq!(last.state, kv_client::RestartState::Never);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn last_restart(&self) -> Result<Restart> {
+        self.client.call(ops::last_restart()).await
     }
 
     /// As [`Client::ping`].

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use super::link::{Broken, Link, read_frame, write_all};
 use crate::error::{Error, Result};
 use crate::frames::{Inbox, Terms};
-use crate::limits::{PIPELINE_BATCH_MAX, PIPELINE_QUEUE_MAX, RECEIVE_BYTES_KEPT_MAX};
+use crate::limits::{LAST_ANSWERS_WITHIN, PIPELINE_BATCH_MAX, PIPELINE_QUEUE_MAX, RECEIVE_BYTES_KEPT_MAX};
 use crate::lock::Lock;
 use crate::ops::Sending;
 use crate::outage::Outage;
@@ -144,14 +144,20 @@ async fn run(link: Link, mut jobs: mpsc::Receiver<Job>, progress: Arc<Progress>)
     let Link { stream, inbox, .. } = link;
     let waiting = Lock::default();
     let mut written = 0;
-    let broken = tokio::select! {
-        broken = read_answers(&stream, inbox, &waiting, &progress) => broken,
+    let mut reading = std::pin::pin!(read_answers(&stream, inbox, &waiting, &progress));
+    let write_error = tokio::select! {
+        broken = &mut reading => Err(broken),
         end = write_requests(&stream, &mut jobs, &waiting, &mut written) => match end {
             Ok(()) => return,
-            Err(error) => Broken::Io(error),
+            Err(error) => Ok(error),
         },
     };
     jobs.close();
+    let broken = match write_error {
+        Err(broken) => broken,
+        // A daemon that ends takes no more, and answers what it has taken before it closes.
+        Ok(error) => timeout(LAST_ANSWERS_WITHIN, reading).await.unwrap_or(Broken::Io(error)),
+    };
     for Waiting { end, reply } in waiting.lock().drain(..) {
         // The daemon executes whole frames only.
         let failure = if end <= written {

@@ -8,7 +8,10 @@ use kv_proto::wire::SlowOrder;
 
 use super::backup::Backup;
 use super::client::Client;
-use crate::answers::{CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, SlowLog, Transactions};
+use crate::answers::{
+    CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog, Stopping,
+    Transactions,
+};
 use crate::error::Result;
 use crate::ops;
 
@@ -193,6 +196,72 @@ impl Admin {
     /// See [`Error`](crate::Error). The store is as it was, unless the daemon was lost.
     pub fn compact(&self, progress: impl FnMut(u64, u64)) -> Result<Compacted> {
         super::compact::compact(&self.client, self.client.op_timeout(), progress)
+    }
+
+    /// Stops the daemon as TERM does. For its own user and root.
+    ///
+    /// ```no_run
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let stopping = client.admin().shutdown()?;
+    /// println!("process {} stops", stopping.pid);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn shutdown(&self) -> Result<Stopping> {
+        self.client.call(ops::shutdown())
+    }
+
+    /// Lets the daemon read its configuration again. One that does not hold together changes nothing. For its own user and root.
+    ///
+    /// ```no_run
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// for change in client.admin().reload()?.applied {
+    ///     println!("{change}");
+    /// }
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) says what is wrong with it and where; else see [`Error`](crate::Error).
+    pub fn reload(&self) -> Result<Reloaded> {
+        self.client.call(ops::reload())
+    }
+
+    /// Begins a restart in place: the same socket, the same memory, the binary and the configuration of now. Caches in `clear` are
+    /// empty afterwards. Gives its number for `last_restart`. For the daemon's own user and root.
+    ///
+    /// ```no_run
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let number = client.admin().restart(&["page"])?;
+    /// while client.admin().last_restart()?.state == kv_client::RestartState::Running {}
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn restart(&self, clear: &[&str]) -> Result<u64> {
+        self.client.call(ops::restart(clear)?)
+    }
+
+    /// How the newest restart in place went, or goes. For the daemon's own user and root.
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// let last = client.admin().last_restart()?;
+    /// assert_eq!(last.state, kv_client::RestartState::Never);
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn last_restart(&self) -> Result<Restart> {
+        self.client.call(ops::last_restart())
     }
 
     /// As [`Client::ping`].

@@ -33,6 +33,25 @@ impl Ghost {
         Ghost { sets: vec![[0; WAYS]; sets], time: 0, length: length as u64 }
     }
 
+    /// Its table, time and length, for another process.
+    #[cfg(not(loom))]
+    pub(super) fn to_parts(&self) -> (Vec<u8>, u64, u64) {
+        let bytes = self.sets.as_flattened().iter().flat_map(|entry| entry.to_le_bytes()).collect();
+        (bytes, self.time, self.length)
+    }
+
+    /// What `to_parts` gave.
+    #[cfg(not(loom))]
+    pub(super) fn of_parts(bytes: &[u8], time: u64, length: u64) -> Option<Ghost> {
+        let (entries, rest) = bytes.as_chunks::<4>();
+        let (sets, left) = entries.as_chunks::<WAYS>();
+        if sets.is_empty() || !rest.is_empty() || !left.is_empty() || length == 0 {
+            return None;
+        }
+        let sets = sets.iter().map(|set| set.map(u32::from_le_bytes)).collect();
+        Some(Ghost { sets, time, length })
+    }
+
     /// Follows the number of items that main holds; its table grows only.
     pub(super) fn set_length(&mut self, length: usize) {
         if length + length / 4 > self.sets.len() * WAYS {

@@ -20,6 +20,21 @@ impl Hits {
         Hits { buckets: (0..buckets).map(|_| AtomicU16::new(0)).collect() }
     }
 
+    /// All counts, for another process.
+    #[cfg(not(loom))]
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        self.buckets.iter().flat_map(|bucket| bucket.load(Ordering::Relaxed).to_le_bytes()).collect()
+    }
+
+    /// What `to_bytes` gave, if it is of so many buckets.
+    #[cfg(not(loom))]
+    pub(super) fn of_bytes(bytes: &[u8], buckets: usize) -> Option<Hits> {
+        let (counts, rest) = bytes.as_chunks::<2>();
+        (counts.len() == buckets && rest.is_empty()).then(|| Hits {
+            buckets: counts.iter().map(|count| AtomicU16::new(u16::from_le_bytes(*count))).collect(),
+        })
+    }
+
     /// Notes a hit.
     #[inline]
     pub fn touch(&self, place: Place) {

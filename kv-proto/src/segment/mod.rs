@@ -47,3 +47,5 @@ pub use words::{WORD_BYTES, Words, words_for};
 pub use writer::{
     Backed, Counts, Found, Install, Installed, Mark, PrefixTableFull, SweepCursor, WalkItem, Writer,
 };
+#[cfg(not(loom))]
+pub use writer::{Heads, SegmentCopy, WriterState};

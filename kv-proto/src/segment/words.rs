@@ -179,6 +179,16 @@ impl Words {
         self.view().copy_out(at, bytes, out);
     }
 
+    /// Copies `count` words from `at` on to the same place of other memory.
+    #[cfg(not(loom))]
+    pub(super) fn copy_to(&self, other: &Words, at: usize, count: usize) {
+        let source = &self.slice()[at..at + count];
+        let target = &other.slice()[..other.writable_len][at..at + count];
+        for (s, t) in source.iter().zip(target) {
+            t.store(s.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
     /// Copies `count` words from `from` to `to` inside this memory. The two must not overlap.
     pub fn copy_within(&self, from: usize, to: usize, count: usize) {
         assert!(from.abs_diff(to) >= count, "an item is never copied onto itself");

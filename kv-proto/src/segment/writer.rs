@@ -4,11 +4,17 @@
 //! published (`publish`, W2), then committed by the control page (W3). The engine decides; nothing here knows durability.
 
 mod evict;
+#[cfg(not(loom))]
+mod handover;
 mod index;
 mod keep;
+#[cfg(not(loom))]
+mod salvage;
 mod successor;
 
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::control::{Control, SegmentState};
 use super::ghost::Ghost;
@@ -25,6 +31,8 @@ use super::words::Words;
 use crate::wire::Effect;
 use crate::{BootMs, Version, limits};
 
+#[cfg(not(loom))]
+pub use handover::{Heads, SegmentCopy, WriterState};
 pub use keep::{SweepCursor, WalkItem};
 use successor::Successor;
 
@@ -87,7 +95,7 @@ pub enum Install {
 pub struct PrefixTableFull;
 
 /// What happened and what is there.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Items in memory.
     pub items: u64,

@@ -20,5 +20,5 @@ pub use request::{
 };
 pub use response::{
     CacheInfo, Change, Checked, ClientInfo, Durability, Entry, Freshness, HotKey, Item, Loan, Metric,
-    ReadPath, Response, ScanItem, SlowRequest, Tags, TransactionInfo, What,
+    ReadPath, Response, Restart, RestartState, ScanItem, SlowRequest, Tags, TransactionInfo, What,
 };

@@ -243,6 +243,18 @@ pub enum Request<'a> {
     /// Copies the store's file into a smaller one and puts that in its place: `Compacting`, several times, then `Compacted`. For
     /// the daemon's own user and root.
     Compact,
+    /// Stops the daemon as TERM does: `Stopping`. Like the next two, for the daemon's own user and root.
+    Shutdown,
+    /// Reads the configuration again: `Reloaded`. One that does not hold together changes nothing.
+    Reload,
+    /// Begins a restart in place: `Restarting`.
+    Restart {
+        /// Caches that are empty afterwards.
+        #[serde(borrow)]
+        clear: Vec<&'a str>,
+    },
+    /// How the newest restart in place went: `Restarted`.
+    LastRestart,
 }
 
 /// Which slow requests come first.

@@ -99,6 +99,19 @@ pub enum Response<'a> {
     Compacting { done: u64, total: u64 },
     /// The store's file is another one now. The bytes are disk space; the pause is the longest that a flush had to wait.
     Compacted { bytes_before: u64, bytes_after: u64, pause_us: u64 },
+    /// The daemon stops. It is gone when nobody holds the lock on the file `lock` any more.
+    Stopping { pid: u32, lock: &'a str },
+    /// The configuration was read again: what holds from now on, and what only a restart would change.
+    Reloaded {
+        #[serde(borrow)]
+        applied: Vec<&'a str>,
+        #[serde(borrow)]
+        needs_restart: Vec<&'a str>,
+    },
+    /// A restart in place was begun; `LastRestart` tells how it goes, whoever serves by then.
+    Restarting { number: u64 },
+    /// The newest restart in place.
+    Restarted(#[serde(borrow)] Restart<'a>),
 }
 
 /// What a check of a serving daemon found.
@@ -386,4 +399,39 @@ pub struct ReadPath<'a> {
     pub shared_reads: u64,
     /// Why it reads over the socket; `None`: it reads shared memory.
     pub socket_because: Option<&'a str>,
+}
+
+/// How a restart in place went, or goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart<'a> {
+    /// Its number, as [`Response::Restarting`] said; 0: there was none.
+    pub number: u64,
+    /// Whether it is over, and how.
+    pub state: RestartState,
+    /// Why it failed, or what there is to say.
+    pub message: &'a str,
+    /// The process that serves.
+    pub pid: u32,
+    /// How long nothing was answered, in microseconds.
+    pub paused_us: u64,
+    /// How long all of it took, in milliseconds.
+    pub took_ms: u64,
+    /// Items that were in memory afterwards.
+    pub items: u64,
+    /// Bytes of the segments that were taken over.
+    pub bytes: u64,
+}
+
+/// How far a restart in place is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum RestartState {
+    /// There was none.
+    #[default]
+    Never,
+    /// It goes on.
+    Running,
+    /// The new process serves.
+    Done,
+    /// The old process serves on.
+    Failed,
 }

@@ -29,6 +29,8 @@ mod offline;
 mod ping;
 mod progress;
 mod put;
+mod reload;
+mod restart;
 mod restore;
 mod rollback;
 mod scan;
@@ -36,6 +38,7 @@ mod serve;
 mod show;
 mod slow_log;
 mod stats;
+mod stop;
 mod sync;
 mod take;
 mod top;
@@ -82,6 +85,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Args>),
+    Stop(stop::Args),
+    Restart(restart::Args),
+    Reload(reload::Args),
     Get(get::Args),
     Put(put::Args),
     Expire(expire::Args),
@@ -119,6 +125,9 @@ pub(crate) fn run() -> ExitCode {
     let Cli { common, command } = Cli::parse();
     let outcome = match command {
         Command::Serve(args) => serve::run(&common, *args),
+        Command::Stop(args) => stop::run(&common, &args),
+        Command::Restart(args) => restart::run(&common, &args),
+        Command::Reload(args) => reload::run(&common, &args),
         Command::Get(args) => get::run(&common, &args),
         Command::Put(args) => put::run(&common, &args),
         Command::Expire(args) => expire::run(&common, &args),

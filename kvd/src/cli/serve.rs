@@ -5,14 +5,21 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use kv_proto::wire::RestartState;
 use kvd::clock::Clock;
 use kvd::config::{Config, Sources};
 use kvd::engine::Engine;
+use kvd::handover::{Ended, Predecessor, Program, Successor, Taken};
 use kvd::logging;
+use kvd::orders::{Order, Orders, ReloadOutcome, RestartReport};
 use kvd::server::{Scrape, Server, Signals};
+use kvd::supervisor;
 
 use super::common::{Common, say};
 use super::failure::{Exit, Failure, Outcome};
@@ -48,7 +55,11 @@ A configuration file (else /etc/kvd/kvd.toml or $XDG_CONFIG_HOME/kvd/kvd.toml, i
 Each setting is also an environment variable: KVD_MEMORY, KVD_DIR, ... Flags win over the environment, it over the file.
 
 TERM and INT stop it: what was sent is answered, everything is written, the socket removed. A second signal hurries,
-a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. USR1 logs a report.")]
+a third ends it at once; no signal loses an acknowledged write of a cache that is on disk. HUP reads the configuration
+again (kvd reload), USR1 logs a report, USR2 restarts in place (kvd restart).
+
+Under systemd it speaks the notification protocol (Type=notify, WatchdogSec) and takes the socket it is passed; units are in
+scripts/systemd.")]
 pub(super) struct Args {
     /// Read this configuration file. Else the one that KVD_CONFIG names
     #[arg(long, value_name = "FILE")]
@@ -107,6 +118,9 @@ pub(super) struct Args {
     /// Put a corrupt store aside and start empty, even if that loses durable writes
     #[arg(long)]
     set_aside: bool,
+    /// For a daemon that starts its successor
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 impl Args {
@@ -137,63 +151,224 @@ impl Args {
 }
 
 pub(super) fn run(common: &Common, mut args: Args) -> Outcome {
+    // Before any thread: it takes variables out of the environment.
+    let activated = supervisor::activated().map_err(|e| {
+        cannot_start(format!("socket activation: {e}; pass one listening Unix stream socket"))
+    })?;
+    let program =
+        Program::of_this_process().map_err(|e| cannot_start(format!("where is this program? {e}")))?;
+    let before = if args.take_over { Some(Successor::meet().map_err(cannot_start)?) } else { None };
     let (file, set_aside) = (args.config.take(), args.set_aside);
     let sources = Sources::process(file, args.flags(common.socket.as_deref()));
-    let mut config = Config::load(&sources).map_err(cannot_start)?;
-    config.set_aside = set_aside;
-    logging::start(config.log_format, &config.log).map_err(cannot_start)?;
+    let config = match configure(&sources, set_aside) {
+        Ok(config) => config,
+        Err(failure) => {
+            if let Some(before) = before {
+                before.refuse(&failure);
+            }
+            return Err(failure);
+        }
+    };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     kv_proto::segment::share_heaps(u16::try_from(cores / CORES_A_HEAP).unwrap_or(u16::MAX).max(1));
-    let mut signals =
-        Signals::install().map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
+    let orders = Arc::new(Orders::default());
+    let signals = Signals::install().and_then(|signals| signals.forward(Arc::clone(&orders)));
+    signals.map_err(|e| cannot_start(format!("signals cannot be handled: {e}")))?;
     // What clients hold is theirs to read by descriptor only: not by ptrace or /proc/PID/mem, also not by the same user.
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!(%error, "this process can be traced by its own user");
     }
     let clock = Clock::system();
-    make_directory(&config.dir)?;
-    let engine = Engine::open(config.clone(), clock.clone())
-        .map_err(|e| Failure::Daemon { message: e.to_string(), exit: Exit::Start })?;
-    let server = match Server::start(engine.clone(), &config) {
-        Ok(server) => server,
-        Err(error) => {
-            // The store is open; leave it as cleanly as it was found.
-            close(&engine, &clock)?;
-            return Err(cannot_start(error));
-        }
+    let is_successor = before.is_some();
+    let Taken { engine, server } = match before {
+        Some(before) => before.take_over(&config, &clock, &orders).map_err(cannot_start)?,
+        None => start(&config, &clock, &orders, activated)?,
     };
-    let scrape = match config.metrics_listen.as_ref().map(|at| Scrape::start(engine.clone(), at)).transpose()
-    {
+    let scrape = match start_scrape(&engine, &config) {
         Ok(scrape) => scrape,
-        Err(error) => {
+        // It serves already, and nobody else does any more.
+        Err(failure) if is_successor => {
+            tracing::error!("no metrics for Prometheus: {failure}");
+            None
+        }
+        Err(failure) => {
             drop(server);
             close(&engine, &clock)?;
-            return Err(cannot_start(error));
+            return Err(failure);
         }
     };
+    let daemon = Predecessor { engine, server, config, orders, clock };
+    let mut serving = Serving { daemon, program, sources, scrape };
+    serving.announce()?;
+    loop {
+        match serving.carry_out_orders() {
+            Wanted::Stop(who) => return serving.stop(who),
+            Wanted::Restart(clear) => match serving.restart(clear) {
+                Ok(again) => serving = again,
+                Err(ended) => return ended,
+            },
+        }
+    }
+}
+
+fn configure(sources: &Sources, set_aside: bool) -> Result<Config, Failure> {
+    let mut config = Config::load(sources).map_err(cannot_start)?;
+    config.set_aside = set_aside;
+    logging::start(config.log_format, &config.log).map_err(cannot_start)?;
+    Ok(config)
+}
+
+/// Serves metrics to Prometheus, where that is wanted.
+fn start_scrape(engine: &Arc<Engine>, config: &Config) -> Result<Option<Scrape>, Failure> {
+    let scrape = config.metrics_listen.as_ref().map(|at| Scrape::start(engine.clone(), at)).transpose();
+    let scrape = scrape.map_err(cannot_start)?;
     if let Some(scrape) = &scrape {
         tracing::info!("metrics for Prometheus at {}", scrape.place());
     }
-    let (version, socket) = (env!("CARGO_PKG_VERSION"), server.socket().display());
-    // Whoever started us may have gone away and closed its end; that is no reason to stop.
-    drop(say(format_args!("kvd {version} listens on {socket}: {}", engine.summary())));
-    if !kv_client::places::search(None).iter().any(|place| place.path == server.socket()) {
-        tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+    Ok(scrape)
+}
+
+fn start(
+    config: &Config,
+    clock: &Clock,
+    orders: &Arc<Orders>,
+    activated: Option<UnixListener>,
+) -> Result<Taken, Failure> {
+    make_directory(&config.dir)?;
+    let engine = Engine::open_for(config.clone(), clock.clone(), Arc::clone(orders)).map_err(cannot_start)?;
+    let server = match activated {
+        Some(listener) => Server::start_activated(engine.clone(), config, listener),
+        None => Server::start(engine.clone(), config),
+    };
+    match server {
+        Ok(server) => Ok(Taken { engine, server }),
+        Err(error) => {
+            // The store is open; leave it as cleanly as it was found.
+            close(&engine, clock)?;
+            Err(cannot_start(error))
+        }
+    }
+}
+
+/// Why the main thread goes on from carrying out orders.
+enum Wanted {
+    Stop(&'static str),
+    Restart(Vec<String>),
+}
+
+/// A daemon that serves, and what its main thread needs to carry out orders.
+struct Serving {
+    /// Reloads change its configuration.
+    daemon: Predecessor,
+    program: Program,
+    sources: Sources,
+    scrape: Option<Scrape>,
+}
+
+impl Serving {
+    fn announce(&self) -> Result<(), Failure> {
+        let (version, socket) = (env!("CARGO_PKG_VERSION"), self.daemon.server.socket().display());
+        let summary = self.daemon.engine.summary();
+        self.daemon.orders.attend();
+        // Whoever started us may have gone away and closed its end; that is no reason to stop.
+        drop(say(format_args!("kvd {version} listens on {socket}: {summary}")));
+        if !kv_client::places::search(None).iter().any(|place| place.path == self.daemon.server.socket()) {
+            tracing::info!("clients do not look there by themselves: give them KVD_SOCKET={socket}");
+        }
+        supervisor::ready(&summary);
+        supervisor::watch(&self.daemon.engine).map_err(|e| cannot_start(format!("no watchdog thread: {e}")))
     }
 
-    let signal = signals.wait_for_stop(|| report(&engine));
-    tracing::info!("{signal}: stopping");
-    if let Err(error) = signals.hurry_on_second(server.hurry()) {
-        tracing::warn!(%error, "a second signal will not hurry the stop");
+    /// Until one says that this process is to end.
+    fn carry_out_orders(&mut self) -> Wanted {
+        loop {
+            match self.daemon.orders.take() {
+                Order::Stop(who) => return Wanted::Stop(who),
+                Order::Report => report(&self.daemon.engine),
+                Order::Reload(answer) => self.answer_reload(answer),
+                Order::Restart(clear) => return Wanted::Restart(clear),
+            }
+        }
     }
-    drop(scrape);
-    let stopped = server.stop(DRAIN_MAX);
-    if stopped.cut > 0 {
-        tracing::warn!("{} connections were still busy and were cut", stopped.cut);
+
+    fn answer_reload(&mut self, answer: Option<SyncSender<ReloadOutcome>>) {
+        supervisor::reloading();
+        let outcome = self.reload();
+        supervisor::ready(&self.daemon.engine.summary());
+        match &outcome {
+            Ok(told) => {
+                let (applied, needs_restart) = (told.applied.join(", "), told.needs_restart.join(", "));
+                tracing::info!(applied, needs_restart, "configuration reloaded");
+            }
+            Err(problem) => {
+                tracing::error!("the configuration was not reloaded, nothing has changed: {problem}")
+            }
+        }
+        if let Some(answer) = answer {
+            // Whoever asked may have gone.
+            drop(answer.send(outcome));
+        }
     }
-    close(&engine, &clock)?;
-    tracing::info!("stopped: {}", engine.summary());
-    Ok(Exit::Done)
+
+    fn reload(&mut self) -> ReloadOutcome {
+        let new = Config::load(&self.sources).map_err(|error| error.to_string())?;
+        logging::check_filter(&new.log).map_err(|error| error.to_string())?;
+        let (adjusted, told) = self.daemon.config.adjusted(&new);
+        adjusted.validate().map_err(|error| format!("with what only a restart changes: {error}"))?;
+        self.daemon.engine.adjust(&adjusted)?;
+        self.daemon.server.adjust(&adjusted);
+        logging::set_filter(&new.log).map_err(|error| error.to_string())?;
+        self.daemon.config = adjusted;
+        Ok(told)
+    }
+
+    /// The successor serves, and this process ends; or this one serves on.
+    fn restart(self, clear: Vec<String>) -> Result<Serving, Outcome> {
+        let Serving { daemon, program, sources, scrape } = self;
+        // Its address is the successor's.
+        drop(scrape);
+        let orders = Arc::clone(&daemon.orders);
+        let report = orders.last_restart();
+        tracing::info!(number = report.number, "restarting in place");
+        match daemon.hand_over(&program, report.number, clear) {
+            Ended::Followed(pid) => {
+                if orders.is_stop_wanted() {
+                    // Whoever wanted this process to stop meant the daemon.
+                    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+                }
+                Err(Ok(Exit::Done))
+            }
+            Ended::Serves(daemon, why) => {
+                tracing::error!("this process serves on: {why}");
+                let (state, message) = (RestartState::Failed, why);
+                orders.note_restart(RestartReport { state, message, ..report });
+                drop(supervisor::watch(&daemon.engine));
+                let scrape = start_scrape(&daemon.engine, &daemon.config).unwrap_or_else(|failure| {
+                    tracing::error!("no metrics for Prometheus: {failure}");
+                    None
+                });
+                Ok(Serving { daemon: *daemon, program, sources, scrape })
+            }
+            Ended::Lost(message) => Err(Err(Failure::Daemon { message, exit: Exit::Daemon })),
+        }
+    }
+
+    fn stop(self, who: &str) -> Outcome {
+        let Predecessor { engine, server, orders, clock, .. } = self.daemon;
+        drop(self.scrape);
+        tracing::info!("{who}: stopping");
+        supervisor::stopping();
+        let hurry = server.hurry();
+        orders.on_hurry(Box::new(move || hurry.now()));
+        let stopped = server.stop(DRAIN_MAX);
+        if stopped.cut > 0 {
+            tracing::warn!("{} connections were still busy and were cut", stopped.cut);
+        }
+        close(&engine, &clock)?;
+        tracing::info!("stopped: {}", engine.summary());
+        Ok(Exit::Done)
+    }
 }
 
 fn cannot_start(error: impl ToString) -> Failure {

@@ -6,6 +6,7 @@
 
 mod error;
 mod file;
+mod reload;
 mod resolve;
 mod source;
 

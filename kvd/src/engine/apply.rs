@@ -155,6 +155,10 @@ impl Engine {
                 self.list_slow(session, *order, *requests_max, *longer_than_us, out);
             }
             Request::Hottest { cache, keys_max } => self.hottest(session, *cache, *keys_max, out)?,
+            Request::Shutdown => self.shut_down(session, out)?,
+            Request::Reload => self.reload(session, out)?,
+            Request::Restart { clear } => self.restart(session, clear, out)?,
+            Request::LastRestart => self.last_restart(session, out)?,
         }
         Ok(None)
     }

@@ -144,13 +144,14 @@ impl Engine {
             Err(Failure::new(ErrorKind::Denied, message))
         };
         let caches = self.caches.load();
+        let adjustable = self.adjustable.load();
         let (named, all) = touched(request);
         if all {
             caches.values().try_for_each(|cache| check(&cache.name, &cache.config.access))?;
         }
         named.into_iter().try_for_each(|name| {
             // What is not there yet would be made like this.
-            check(name, &caches.get(name).map_or(&self.config.default, |cache| &cache.config).access)
+            check(name, &caches.get(name).map_or(&adjustable.default, |cache| &cache.config).access)
         })
     }
 }
@@ -219,7 +220,12 @@ fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
         | Request::Check { .. }
         | Request::Compact
         // Each leaves out what the caller may not see.
-        | Request::SlowLog { .. } => (Vec::new(), false),
+        | Request::SlowLog { .. }
+        // For admins, who may use every cache.
+        | Request::Shutdown
+        | Request::Reload
+        | Request::Restart { .. }
+        | Request::LastRestart => (Vec::new(), false),
     }
 }
 

@@ -38,7 +38,8 @@ impl Engine {
     }
 
     fn create_on_demand(&self, name: &str) -> Result<Arc<Cache>, Failure> {
-        let config = self.config.default.clone();
+        let adjustable = self.adjustable.load();
+        let config = adjustable.default.clone();
         let caches = self.caches.load();
         let on_demand = caches.values().filter(|cache| !cache.declared).count();
         if on_demand >= limits::CACHES_ON_DEMAND_MAX {
@@ -52,12 +53,12 @@ impl Engine {
             ));
         }
         let used: u64 = caches.values().map(|cache| cache.config.memory_bytes).sum();
-        if used + config.memory_bytes > self.config.memory_bytes {
+        if used + config.memory_bytes > adjustable.memory_bytes {
             return Err(Failure::new(
                 ErrorKind::Config,
                 format!(
                     "cache {name} needs {} bytes of memory, but {used} of {} are given away: raise `memory`, lower `memory` in [default], or drop a cache",
-                    config.memory_bytes, self.config.memory_bytes
+                    config.memory_bytes, adjustable.memory_bytes
                 ),
             ));
         }
@@ -204,7 +205,7 @@ impl Engine {
         drop(state);
         tracing::info!(cache = name, "dropped");
         encode_into(out, &Response::Written { version });
-        Ok(durable.filter(|_| self.config.default.durability == Durability::Durable))
+        Ok(durable.filter(|_| self.adjustable.load().default.durability == Durability::Durable))
     }
 }
 
@@ -220,7 +221,7 @@ pub(super) fn make_huge(words: &Arc<Words>) {
 }
 
 /// What of a memory cache's budget is kept for values too large for its rings: nothing unless they can come.
-fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
+pub(super) fn side_bytes(config: &CacheConfig, value_bytes_max: usize) -> u64 {
     let eighth = config.memory_bytes / 8;
     let fits =
         Geometry::new(config.memory_bytes, 0).item_bytes_max() > value_bytes_max + limits::FRAME_OVERHEAD_MAX;

@@ -6,12 +6,14 @@ use kv_proto::segment::{Freshness, Life, Meta};
 use kv_proto::wire::{self, Expiry, PutOptions};
 use kv_proto::{BootMs, Version, limits};
 
+use serde::{Deserialize, Serialize};
+
 use super::error::Failure;
 use crate::config::CacheConfig;
 use crate::store::RecordView;
 
 /// An item as it is, copied out of where it stood.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Current {
     pub(crate) version: Version,
     pub(crate) created: BootMs,
@@ -21,6 +23,7 @@ pub(crate) struct Current {
     /// Made stale by `expire`; kept with the item, unlike staleness by a clear.
     pub(crate) stale: bool,
     pub(crate) tags: Vec<Box<[u8]>>,
+    #[serde(with = "serde_bytes")]
     pub(crate) value: Vec<u8>,
 }
 

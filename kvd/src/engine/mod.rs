@@ -16,12 +16,14 @@ mod compact;
 mod create;
 mod error;
 mod fill;
+mod handover;
 mod heat;
 mod item;
 mod lease;
 mod locks;
 mod named;
 mod open;
+mod orders;
 mod read;
 mod scan;
 mod side;
@@ -38,26 +40,28 @@ mod write;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use kv_proto::Version;
-use kv_proto::segment::{Control, ManyOutcome};
+use kv_proto::segment::{Control, Geometry, ManyOutcome};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use apply::Applied;
 pub use attach::Handed;
 pub use clients::Caller;
 pub use error::Failure;
+pub(crate) use handover::{Ended, Estate, Inheritance, Inherited, Told};
 pub use open::StartError;
 pub use slow::Subject;
 
 pub use crate::txn::{Park, Parked, ThreadPark, Unpark};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{CacheConfig, Config};
 use crate::lock::FileLock;
 use crate::metrics::Metrics;
+use crate::orders::Orders;
 use crate::store::{CacheId, Store, StoreError};
 
 pub use crate::store::LogNumber;
@@ -66,12 +70,17 @@ use cache::{Cache, Caches, Memory};
 use lease::{Cooling, Holding};
 use transaction::Transaction;
 
+use crate::units::show_bytes;
+
 /// The store is told this often how far sequences are used; it reserves far more at a time.
 const RESERVE_EVERY: Version = 1 << 16;
 
 /// The data of one directory, in memory and on disk.
 pub struct Engine {
     config: Config,
+    /// What of it can change while it serves.
+    adjustable: ArcSwap<Adjustable>,
+    orders: Arc<Orders>,
     clock: Clock,
     locking: &'static dyn Locking,
     store: Arc<Store>,
@@ -85,6 +94,10 @@ pub struct Engine {
     /// No change is applied before this: nobody may read a dead daemon's memory behind a newer write.
     writable_from: Instant,
     closing: AtomicBool,
+    /// Another process copies the segments: none is replaced meanwhile.
+    handing_over: AtomicBool,
+    /// Caches whose memory is to be another amount than what they inherited.
+    resizes: Mutex<Vec<(CacheId, Geometry)>>,
     wake: Mutex<()>,
     wake_tidy: Condvar,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -101,6 +114,27 @@ pub struct Engine {
     /// One engine a directory; given up by `close`.
     lock: Mutex<Option<FileLock>>,
     metrics: Metrics,
+}
+
+/// What of the configuration a reload changes.
+#[derive(Debug)]
+struct Adjustable {
+    memory_bytes: u64,
+    default: CacheConfig,
+}
+
+impl Adjustable {
+    fn of(config: &Config) -> Adjustable {
+        Adjustable { memory_bytes: config.memory_bytes, default: config.default.clone() }
+    }
+}
+
+/// How far the engine was when it was looked at; see [`Engine::progress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    rounds: u64,
+    /// The newest change.
+    pub sequence: Version,
 }
 
 /// What the mutex guards.
@@ -177,6 +211,22 @@ impl Engine {
         self.run_id
     }
 
+    /// Whether it works: the heart beats, the mutex is to be had, the flush thread goes round. `None`: it does not, or not since
+    /// `last`. Waits at most `within` for the mutex.
+    #[must_use]
+    pub fn progress(&self, last: Progress, within: Duration) -> Option<Progress> {
+        let is_beating = self.control.is_live(self.clock.beat_ms());
+        let sequence = self.state.try_lock_for(within)?.sequence;
+        let rounds = self.store.rounds();
+        (is_beating && rounds != last.rounds).then_some(Progress { rounds, sequence })
+    }
+
+    /// Whether its end has begun.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(std::sync::atomic::Ordering::Acquire)
+    }
+
     /// The clock that items live by.
     #[must_use]
     pub fn clock(&self) -> &Clock {
@@ -189,7 +239,23 @@ impl Engine {
         &self.metrics
     }
 
-    /// The configuration it runs with.
+    /// Takes over what a running engine can of a configuration that holds together.
+    ///
+    /// # Errors
+    /// When the caches there are have more memory than it gives; nothing is changed then.
+    pub fn adjust(&self, config: &Config) -> Result<(), String> {
+        // No cache is made meanwhile.
+        let _creating = self.creating.lock();
+        let used: u64 = self.caches.load().values().map(|cache| cache.config.memory_bytes).sum();
+        if used > config.memory_bytes {
+            let (used, limit) = (show_bytes(used), show_bytes(config.memory_bytes));
+            return Err(format!("the caches there are have {used} of memory, limit is memory = {limit}"));
+        }
+        self.adjustable.store(Arc::new(Adjustable::of(config)));
+        Ok(())
+    }
+
+    /// The configuration it was started with.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config

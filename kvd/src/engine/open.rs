@@ -11,11 +11,12 @@ use parking_lot::{Condvar, Mutex};
 
 use super::cache::{Cache, Caches};
 use super::lease::Cooling;
-use super::{Engine, Failure, Session, State, clients};
+use super::{Adjustable, Engine, Failure, Inheritance, Inherited, Session, State, clients};
 use crate::clock::Clock;
 use crate::config::{CacheConfig, Config, Recover};
 use crate::lock::{FileLock, LockError, lock_path};
 use crate::metrics::Metrics;
+use crate::orders::Orders;
 use crate::store::{
     CacheId, CacheStamps, Change, Disk, HEADROOM_BYTES, Hooks, Judgement, OpenError, Options, Recovered,
     Report, Scope, Store,
@@ -55,12 +56,12 @@ pub(crate) struct Found {
 }
 
 /// A cache to be opened: from the configuration, from the disk, or both.
-struct Planned {
-    id: CacheId,
-    name: String,
+pub(super) struct Planned {
+    pub(super) id: CacheId,
+    pub(super) name: String,
     declared: bool,
-    config: CacheConfig,
-    stamps: CacheStamps,
+    pub(super) config: CacheConfig,
+    pub(super) stamps: CacheStamps,
     /// Not on disk yet: its creation has to be logged.
     new: bool,
 }
@@ -88,12 +89,44 @@ impl Engine {
     /// # Errors
     /// When the store is held by another process, of a newer format, corrupt, or cannot be read or written.
     pub fn open(config: Config, clock: Clock) -> Result<Arc<Engine>, StartError> {
-        Engine::open_on(config, clock, Disk::Files)
+        Engine::open_on(config, clock, Disk::Files, Arc::default(), None)
+    }
+
+    /// As `open`, for a daemon whose main thread takes `orders`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_for(config: Config, clock: Clock, orders: Arc<Orders>) -> Result<Arc<Engine>, StartError> {
+        Engine::open_on(config, clock, Disk::Files, orders, None)
+    }
+
+    /// As `open_for`, after another engine of the same directory, whose lock comes with what it left.
+    pub(crate) fn open_after(
+        config: Config,
+        clock: Clock,
+        orders: Arc<Orders>,
+        inherited: Inherited,
+    ) -> Result<Arc<Engine>, StartError> {
+        Engine::open_on(config, clock, Disk::Files, orders, Some(inherited))
     }
 
     /// Opens with the store on `disk`; the lock is in the directory all the same.
-    pub(crate) fn open_on(config: Config, clock: Clock, disk: Disk) -> Result<Arc<Engine>, StartError> {
-        let lock = FileLock::take(&lock_path(&config.dir), &clock)?;
+    pub(crate) fn open_on(
+        config: Config,
+        clock: Clock,
+        disk: Disk,
+        orders: Arc<Orders>,
+        inherited: Option<Inherited>,
+    ) -> Result<Arc<Engine>, StartError> {
+        let is_clean = inherited.as_ref().is_some_and(|inherited| inherited.is_clean);
+        let (lock, left) = match inherited {
+            Some(inherited) => {
+                let unusable = |source| LockError::Unusable { path: lock_path(&config.dir), source };
+                inherited.lock.claim(&clock).map_err(unusable)?;
+                (inherited.lock, inherited.caches)
+            }
+            None => (FileLock::take(&lock_path(&config.dir), &clock)?, Vec::new()),
+        };
         let locked = clock.instant();
         let options = config.store_options();
         let (store, recovered) = Store::open(options, clock.clone(), disk)?;
@@ -105,9 +138,11 @@ impl Engine {
         control.commit(recovered.sequence_first);
         control.heartbeat(clock.beat_ms());
         clock.show_on(&control);
-        let wait =
-            if recovered.report.clean || recovered.report.created { 0 } else { HEARTBEAT_STALE_MS as u64 };
+        let nobody_reads = is_clean || recovered.report.clean || recovered.report.created;
+        let wait = if nobody_reads { 0 } else { HEARTBEAT_STALE_MS as u64 };
         let engine = Arc::new(Engine {
+            adjustable: ArcSwap::from_pointee(Adjustable::of(&config)),
+            orders,
             clock,
             locking: locking::mode(config.locking),
             store,
@@ -126,6 +161,8 @@ impl Engine {
             creating: Mutex::new(()),
             writable_from: locked + Duration::from_millis(wait),
             closing: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
+            resizes: Mutex::default(),
             wake: Mutex::new(()),
             wake_tidy: Condvar::new(),
             threads: Mutex::new(Vec::new()),
@@ -145,18 +182,20 @@ impl Engine {
             }),
             config,
         });
-        engine.open_caches(&recovered)?;
+        engine.open_caches(&recovered, left)?;
         engine.set_hooks();
         engine.start_threads()?;
         Ok(engine)
     }
 
-    fn open_caches(&self, recovered: &Recovered) -> Result<(), StartError> {
-        let planned = self.plan_caches(recovered);
+    fn open_caches(&self, recovered: &Recovered, mut left: Vec<Inheritance>) -> Result<(), StartError> {
+        let planned = self.plan_caches(recovered, &left);
         let memory = |failure: Failure| StartError::Memory(failure.message);
         let mut opened = Vec::new();
         for plan in planned {
-            let made = self.make(&plan.config, 0, &plan.stamps).map_err(memory)?;
+            let (made, is_inherited) = self.make_planned(&plan, &mut left).map_err(memory)?;
+            let resize = self.geometry_wanted(&plan.config, &made).filter(|_| is_inherited);
+            self.resizes.lock().extend(resize.map(|geometry| (plan.id, geometry)));
             let cache = {
                 let mut state = self.lock();
                 let cache =
@@ -168,15 +207,18 @@ impl Engine {
                 }
                 cache
             };
-            opened.push((plan, cache));
+            opened.push((plan, cache, is_inherited));
         }
-        for (plan, cache) in &opened {
-            self.recover(plan, cache, &recovered.report).map_err(memory)?;
+        for (plan, cache, is_inherited) in &opened {
+            self.log_if_new(plan, cache).map_err(memory)?;
+            if !is_inherited {
+                self.recover(plan, cache, &recovered.report).map_err(memory)?;
+            }
         }
         Ok(())
     }
 
-    fn plan_caches(&self, recovered: &Recovered) -> Vec<Planned> {
+    fn plan_caches(&self, recovered: &Recovered, left: &[Inheritance]) -> Vec<Planned> {
         let mut planned: Vec<Planned> = recovered
             .caches
             .iter()
@@ -208,11 +250,27 @@ impl Engine {
                 });
             }
         }
+        // What its first write had created in memory only, another engine knew and nobody else.
+        if self.config.default.durability == Durability::Memory {
+            for name in left.iter().filter_map(Inheritance::name_in_memory) {
+                if planned.iter().all(|plan| plan.name != name) {
+                    state.cache_id += 1;
+                    planned.push(Planned {
+                        id: state.cache_id,
+                        name: name.to_owned(),
+                        declared: false,
+                        config: self.config.default.clone(),
+                        stamps: CacheStamps::default(),
+                        new: true,
+                    });
+                }
+            }
+        }
         planned
     }
 
-    /// Logs a new cache, and does to an old one what its recovery policy says.
-    fn recover(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
+    /// Logs a cache that is not on disk yet.
+    fn log_if_new(&self, plan: &Planned, cache: &Arc<Cache>) -> Result<(), Failure> {
         if plan.new && cache.on_disk() {
             let deadline = self.clock.instant() + kv_proto::limits::WRITE_WAIT_MAX;
             let permit = self.store.admit(&[], 256, Durability::Behind, deadline)?;
@@ -222,6 +280,11 @@ impl Engine {
             self.store.append(permit, version, &[created]);
             self.control.commit(version);
         }
+        Ok(())
+    }
+
+    /// Does to what a cache has on disk what its recovery policy says.
+    fn recover(&self, plan: &Planned, cache: &Arc<Cache>, report: &Report) -> Result<(), Failure> {
         let missed = !report.clean && (!report.same_boot || report.down_for > DOWNTIME_MAX);
         let policy = missed || cache.config.after_clean_stop;
         let effect = match cache.config.recover {
@@ -325,13 +388,7 @@ impl Engine {
         if self.closing.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.tidy_now();
-        for thread in self.threads.lock().drain(..) {
-            thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!("a thread of the engine had panicked");
-            }
-        }
+        self.end_threads();
         {
             let mut state = self.lock();
             for memory in state.memories.iter_mut().flatten() {
@@ -345,6 +402,17 @@ impl Engine {
         closed
     }
 
+    /// Waits for the engine's own threads, which see that it is closing.
+    pub(super) fn end_threads(&self) {
+        self.tidy_now();
+        for thread in self.threads.lock().drain(..) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("a thread of the engine had panicked");
+            }
+        }
+    }
+
     /// One line: what a start found and what is held.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -353,7 +421,7 @@ impl Engine {
         let stats = self.store.stats();
         let line = format!(
             "{caches} caches, {} of memory, {} on disk",
-            show_bytes(self.config.memory_bytes),
+            show_bytes(self.adjustable.load().memory_bytes),
             show_bytes(stats.file_bytes),
         );
         line + &found.describe()

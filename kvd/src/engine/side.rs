@@ -40,6 +40,15 @@ impl SideStore {
         found.map(|(key, (_, item))| (&**key, Arc::clone(item)))
     }
 
+    /// What is there, oldest first.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (&[u8], u64, Arc<Current>)> {
+        let there = |(key, hash, version): &'_ (Box<[u8]>, u64, u64)| {
+            let (_, item) = self.items.get(key).filter(|(_, item)| item.version == *version)?;
+            Some((*hash, Arc::clone(item)))
+        };
+        self.order.iter().filter_map(move |entry| there(entry).map(|(hash, item)| (&*entry.0, hash, item)))
+    }
+
     pub(crate) fn remove(&mut self, key: &[u8]) {
         if let Some((_, item)) = self.items.remove(key) {
             self.bytes -= cost(key, &item);

@@ -117,6 +117,10 @@ fn place_of<'a>(request: &Request<'a>) -> (&'a str, &'a [u8]) {
         | Request::Backup { .. }
         | Request::Check { .. }
         | Request::Compact
+        | Request::Shutdown
+        | Request::Reload
+        | Request::Restart { .. }
+        | Request::LastRestart
         | Request::SlowLog { .. } => ("", b""),
     }
 }

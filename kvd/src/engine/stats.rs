@@ -74,7 +74,7 @@ impl Engine {
         };
         for (name, value) in [
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
-            ("kvd_memory_max_bytes", self.config.memory_bytes as f64),
+            ("kvd_memory_max_bytes", self.adjustable.load().memory_bytes as f64),
             ("kvd_sequence", self.control.committed() as f64),
             ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
             ("kvd_start_replayed_journal_records", found.report.journal_records as f64),

@@ -36,6 +36,7 @@ const MOVE_ROUNDS_MAX: usize = 4;
 impl Engine {
     pub(crate) fn tidy(&self) {
         let mut cooled = self.clock.instant();
+        self.resize();
         while !self.closing.load(Ordering::Acquire) {
             if self.clock.instant().duration_since(cooled) >= COOL_EVERY {
                 self.cool();
@@ -109,8 +110,26 @@ impl Engine {
         self.prefix_retired.notify_all();
     }
 
+    /// Gives caches that took over memory of another amount what their configuration says.
+    fn resize(&self) {
+        let resizes = std::mem::take(&mut *self.resizes.lock());
+        for (id, geometry) in resizes {
+            let Some(cache) = self.cache_by_id(id) else { continue };
+            if let Err(failure) = self.supersede(&cache, geometry) {
+                tracing::warn!(cache = cache.name, %failure, "its memory keeps its size until the next restart");
+                continue;
+            }
+            if cache.on_disk() {
+                self.enumerate(&cache, &mut HashSet::from([cache.id]));
+            }
+        }
+    }
+
     /// Replaces a segment whose index forgets more than 1 % of the puts, or soon will.
     fn enlarge_index(&self, cache: &Arc<Cache>) {
+        if self.handing_over.load(Ordering::Acquire) {
+            return;
+        }
         let Some(geometry) = self.lock().memory(cache).writer.needs_larger_index() else { return };
         if let Err(failure) = self.supersede(cache, geometry) {
             tracing::warn!(cache = cache.name, %failure, "the index could not be enlarged; misses ask the disk");
@@ -136,6 +155,10 @@ impl Engine {
         // Whoever writes faster than this copies is overtaken by the last step.
         for _ in 0..MOVE_ROUNDS_MAX * (items as usize / ITEMS_A_STEP + 1) {
             let mut state = self.lock();
+            if self.closing.load(Ordering::Acquire) {
+                state.memory(cache).writer.abandon_move();
+                return Ok(());
+            }
             let version = self.next_sequence(&mut state);
             let done = state.memory(cache).writer.move_step(version, ITEMS_A_STEP, self.clock.now());
             self.control.commit(version);

@@ -22,13 +22,21 @@ impl Engine {
     pub(crate) fn warm(&self) {
         let started = self.clock.instant();
         let mut full = HashSet::new();
+        // What was taken over whole from another process needs no warming.
+        let is_cold = |cache: &Arc<Cache>| !self.lock().memory_ref(cache).writer.is_complete();
+        let caches: Vec<_> = self.caches.load().values().filter(|cache| cache.on_disk()).cloned().collect();
+        let caches: Vec<_> = caches.into_iter().filter(is_cold).collect();
+        if caches.is_empty() {
+            return;
+        }
         for (cache, key) in self.store.newest(NEWEST_MAX).into_iter().chain(self.store.load_resident()) {
             if self.closing.load(Ordering::Acquire) {
                 return;
             }
-            self.warm_key(cache, &key, &mut full);
+            if caches.iter().any(|cold| cold.id == cache) {
+                self.warm_key(cache, &key, &mut full);
+            }
         }
-        let caches: Vec<_> = self.caches.load().values().filter(|cache| cache.on_disk()).cloned().collect();
         for cache in caches {
             self.enumerate(&cache, &mut full);
         }

@@ -33,7 +33,7 @@ const RETRY_AFTER_MS: u32 = 250;
 
 /// Starts the thread.
 pub(super) fn spawn(shared: Arc<Shared>, socket: Arc<BoundSocket>) -> std::io::Result<JoinHandle<()>> {
-    let door = Doorkeeper::new(shared.config.access.clone());
+    let door = Doorkeeper::new(Arc::clone(&shared.live.load().access));
     let mut accepting =
         Accepting { shared, door, spare: open_spare(), parting: VecDeque::new(), pause: PAUSE_MIN };
     std::thread::Builder::new().name("kvd-accept".to_owned()).spawn(move || accepting.run(&socket))
@@ -54,11 +54,12 @@ fn open_spare() -> Option<File> {
 impl Accepting {
     fn run(&mut self, socket: &BoundSocket) {
         loop {
-            match socket.listener().accept() {
-                Ok((stream, _)) => {
+            match socket.accept() {
+                Ok(Some(stream)) => {
                     self.pause = PAUSE_MIN;
                     self.admit(stream);
                 }
+                Ok(None) => return,
                 Err(_) if self.shared.open.lock().is_stopping => return,
                 Err(error) if is_passing(&error) => {}
                 Err(error) => self.run_short(socket, &error),
@@ -75,6 +76,7 @@ impl Accepting {
                 return metrics.refused(RefusedFor::Denied);
             }
         };
+        self.door.renew(&self.shared.live.load().access);
         if !self.door.admits(&peer, self.shared.engine.clock().instant()) {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "this user may not use this daemon: see [access]");
             return metrics.refused(RefusedFor::Denied);
@@ -121,14 +123,13 @@ impl Accepting {
             tracing::warn!(%error, "connections cannot be accepted for now");
         }
         self.parting.clear();
-        if self.spare.take().is_some() && socket.listener().set_nonblocking(true).is_ok() {
+        if self.spare.take().is_some() {
             for _ in 0..SHORT_CLOSED_MAX {
                 if socket.listener().accept().is_err() {
                     break;
                 }
                 self.shared.engine.metrics().refused(RefusedFor::Resources);
             }
-            drop(socket.listener().set_nonblocking(false));
         }
         self.spare = open_spare();
         let mut open = self.shared.open.lock();

@@ -269,7 +269,7 @@ impl<'a> Connection<'a> {
                         .map(Some)?
                 }
                 None if is_large && !is_quiet => Some(QUIET_AFTER),
-                None => self.shared.config.idle_timeout,
+                None => self.shared.live.load().idle_timeout,
             };
             self.set_read_timeout(wait)?;
             match self.input.fill(&*self.stream) {

@@ -21,17 +21,20 @@ pub use stop::Signals;
 
 use std::collections::HashMap;
 use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
-use crate::config::Config;
+use crate::config::{Access, Config};
 use crate::engine::Engine;
+use peer::{Credentials, Doorkeeper};
 use slots::Slots;
 use socket::BoundSocket;
 
@@ -52,9 +55,23 @@ struct Shared {
     engine: Arc<Engine>,
     config: Config,
     slots: Arc<Slots>,
+    live: ArcSwap<Live>,
     open: Mutex<Open>,
     closed_one: Condvar,
     next_client_id: AtomicU64,
+}
+
+/// What of the configuration a reload changes.
+#[derive(Debug)]
+struct Live {
+    access: Arc<Access>,
+    idle_timeout: Option<Duration>,
+}
+
+impl Live {
+    fn of(config: &Config) -> Live {
+        Live { access: Arc::new(config.access.clone()), idle_timeout: config.idle_timeout }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -89,9 +106,34 @@ impl Server {
     /// # Errors
     /// When the socket cannot be had; nothing is left behind then.
     pub fn start(engine: Arc<Engine>, config: &Config) -> Result<Server, SocketError> {
-        let socket = Arc::new(BoundSocket::bind(&config.socket, &config.access, engine.clock())?);
+        let socket = BoundSocket::bind(&config.socket, &config.access, engine.clock())?;
+        Server::start_on(engine, config, socket)
+    }
+
+    /// As `start`, on a socket that the service manager listens on and keeps.
+    ///
+    /// # Errors
+    /// When it is none of the file system.
+    pub fn start_activated(
+        engine: Arc<Engine>,
+        config: &Config,
+        listener: UnixListener,
+    ) -> Result<Server, SocketError> {
+        Server::start_on(engine, config, BoundSocket::activated(listener)?)
+    }
+
+    fn start_on(engine: Arc<Engine>, config: &Config, socket: BoundSocket) -> Result<Server, SocketError> {
+        Server::start_with(engine, config, Arc::new(socket))
+    }
+
+    fn start_with(
+        engine: Arc<Engine>,
+        config: &Config,
+        socket: Arc<BoundSocket>,
+    ) -> Result<Server, SocketError> {
         let shared = Arc::new(Shared {
             slots: Slots::new(config),
+            live: ArcSwap::from_pointee(Live::of(config)),
             engine,
             config: config.clone(),
             open: Mutex::default(),
@@ -116,6 +158,24 @@ impl Server {
         Hurry(Arc::clone(&self.shared))
     }
 
+    /// Takes over what a running server can of a configuration that holds together. Connections of users who are no longer admitted
+    /// end.
+    pub fn adjust(&self, config: &Config) {
+        let shared = &self.shared;
+        shared.slots.adjust(config);
+        let live = Arc::new(Live::of(config));
+        let mut door = Doorkeeper::new(Arc::clone(&live.access));
+        shared.live.store(live);
+        let now = shared.engine.clock().instant();
+        // Those who connect after this meet the new list.
+        let streams: Vec<_> = shared.open.lock().streams.values().cloned().collect();
+        for stream in streams {
+            if Credentials::of(&stream).is_ok_and(|peer| !door.admits(&peer, now)) {
+                drop(stream.shutdown(Shutdown::Both));
+            }
+        }
+    }
+
     /// Stops accepting, lets what was sent be answered until `deadline`, cuts what remains, removes the socket.
     /// The engine is not closed: that is the caller's, who may have others to serve.
     pub fn stop(mut self, deadline: Duration) -> Stopped {
@@ -130,6 +190,50 @@ impl Server {
         let cut = self.shared.drain(self.shared.engine.clock().instant() + deadline);
         self.socket.remove();
         Stopped { cut }
+    }
+}
+
+/// A socket that nobody accepts from at the moment: who connects waits in the kernel's queue.
+#[derive(Debug)]
+pub(crate) struct Ear(Arc<BoundSocket>);
+
+impl Ear {
+    /// The socket at `path` that another process has served until now.
+    pub(crate) fn inherited(
+        listener: UnixListener,
+        lock: Option<OwnedFd>,
+        path: &Path,
+    ) -> std::io::Result<Ear> {
+        Ok(Ear(Arc::new(BoundSocket::inherited(listener, lock, path)?)))
+    }
+
+    /// Another process serves it from here on.
+    pub(crate) fn give_away(self) {
+        self.0.give_away();
+    }
+}
+
+impl Server {
+    /// Serves `engine` on a socket that was paused.
+    pub(crate) fn start_at(engine: Arc<Engine>, config: &Config, ear: Ear) -> Result<Server, SocketError> {
+        ear.0.resume(engine.clock());
+        Server::start_with(engine, config, ear.0)
+    }
+
+    /// Copies of the descriptors of the listener and of the lock beside it, for the next daemon.
+    pub(crate) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+        self.socket.descriptors()
+    }
+
+    /// Ends as `stop` does, except that the socket stays and who connects from now on waits.
+    pub(crate) fn pause(mut self, deadline: Duration) -> (Ear, Stopped) {
+        let accept = self.accept.take().expect("only stopping ends it");
+        // First, so that nobody is accepted and not served.
+        self.socket.pause();
+        accept.join().expect("the accept thread does not panic");
+        self.shared.open.lock().is_stopping = true;
+        let cut = self.shared.drain(self.shared.engine.clock().instant() + deadline);
+        (Ear(Arc::clone(&self.socket)), Stopped { cut })
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CString;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -50,13 +51,20 @@ impl Credentials {
 #[derive(Debug)]
 pub(super) struct Doorkeeper {
     own_uid: u32,
-    access: Access,
+    access: Arc<Access>,
     by_group: HashMap<u32, (Instant, bool)>,
 }
 
 impl Doorkeeper {
-    pub(super) fn new(access: Access) -> Doorkeeper {
+    pub(super) fn new(access: Arc<Access>) -> Doorkeeper {
         Doorkeeper { own_uid: geteuid().as_raw(), access, by_group: HashMap::new() }
+    }
+
+    /// Follows a list that was replaced.
+    pub(super) fn renew(&mut self, access: &Arc<Access>) {
+        if !Arc::ptr_eq(&self.access, access) {
+            *self = Doorkeeper::new(Arc::clone(access));
+        }
     }
 
     /// The daemon's own user and root.
@@ -111,17 +119,17 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Credentials::of(&ours).unwrap();
         assert_eq!((peer.uid, peer.pid), (geteuid().as_raw(), std::process::id().cast_signed()));
-        assert!(Doorkeeper::new(Access::default()).is_admin(&peer));
+        assert!(Doorkeeper::new(Arc::default()).is_admin(&peer));
     }
 
     #[test]
     fn strangers_stay_outside() {
         let now = Instant::now();
-        let mut private = Doorkeeper::new(Access::default());
+        let mut private = Doorkeeper::new(Arc::default());
         assert!(private.admits(&somebody(0, 0), now));
         assert!(!private.admits(&somebody(4_242, 4_242), now));
         let access = Access { users: [4_242].into(), groups: [77].into() };
-        let mut open = Doorkeeper::new(access);
+        let mut open = Doorkeeper::new(Arc::new(access));
         assert!(open.admits(&somebody(4_242, 1), now));
         assert!(open.admits(&somebody(5_000, 77), now));
         assert!(!open.admits(&somebody(5_000, 78), now));
@@ -130,7 +138,7 @@ mod tests {
 
     #[test]
     fn an_answer_about_groups_is_believed_for_a_while() {
-        let mut door = Doorkeeper::new(Access { users: [].into(), groups: [77].into() });
+        let mut door = Doorkeeper::new(Arc::new(Access { users: [].into(), groups: [77].into() }));
         let asked = Instant::now();
         door.by_group.insert(6_000, (asked, true));
         assert!(door.admits(&somebody(6_000, 1), asked + GROUPS_BELIEVED / 2));

@@ -18,9 +18,14 @@ const DESCRIPTORS_RESERVED: usize = 64;
 /// All slots of a server.
 #[derive(Debug)]
 pub(super) struct Slots {
+    bounds: Mutex<Bounds>,
+    used: Mutex<Used>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
     total_max: usize,
     by_user_max: usize,
-    used: Mutex<Used>,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +43,48 @@ pub(super) struct Slot {
 
 impl Slots {
     pub(super) fn new(config: &Config) -> Arc<Slots> {
+        Arc::new(Slots { bounds: Mutex::new(Bounds::of(config)), used: Mutex::default() })
+    }
+
+    /// Other bounds from now on; who has a slot keeps it.
+    pub(super) fn adjust(&self, config: &Config) {
+        *self.bounds.lock() = Bounds::of(config);
+    }
+
+    /// A slot for a connection of `uid`; an admin may have some beyond either limit, so that a full house can be
+    /// looked at and emptied.
+    pub(super) fn take(self: &Arc<Slots>, uid: u32, is_admin: bool) -> Result<Slot, RefusedFor> {
+        let extra = if is_admin { CONNECTIONS_ADMIN } else { 0 };
+        let Bounds { total_max, by_user_max } = *self.bounds.lock();
+        let mut used = self.used.lock();
+        if used.total >= total_max + extra {
+            return Err(RefusedFor::Limit);
+        }
+        let of_user = used.by_user.entry(uid).or_default();
+        if *of_user >= by_user_max + extra {
+            return Err(RefusedFor::UserLimit);
+        }
+        *of_user += 1;
+        used.total += 1;
+        Ok(Slot { slots: Arc::clone(self), uid })
+    }
+
+    /// What a refused client is told.
+    pub(super) fn refusal(&self, reason: RefusedFor, uid: u32) -> String {
+        let Bounds { total_max, by_user_max: limit } = *self.bounds.lock();
+        match reason {
+            RefusedFor::Limit => format!("{total_max} connections are open, limit is connections_max"),
+            RefusedFor::UserLimit => {
+                format!("user {uid} has {limit} connections open, limit is connections_per_user_max")
+            }
+            RefusedFor::Denied => format!("user {uid} may not use this daemon"),
+            RefusedFor::Resources => "the daemon is out of descriptors or threads".to_owned(),
+        }
+    }
+}
+
+impl Bounds {
+    fn of(config: &Config) -> Bounds {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
         let affordable = usize::try_from(descriptors)
             .unwrap_or(usize::MAX)
@@ -49,40 +96,9 @@ impl Slots {
                 "connections_max is {wanted}, but with {descriptors} descriptors it is {limit}: raise ulimit -n"
             );
         }
-        Arc::new(Slots {
+        Bounds {
             total_max: config.connections_max.min(affordable),
             by_user_max: config.connections_per_user_max,
-            used: Mutex::default(),
-        })
-    }
-
-    /// A slot for a connection of `uid`; an admin may have some beyond either limit, so that a full house can be
-    /// looked at and emptied.
-    pub(super) fn take(self: &Arc<Slots>, uid: u32, is_admin: bool) -> Result<Slot, RefusedFor> {
-        let extra = if is_admin { CONNECTIONS_ADMIN } else { 0 };
-        let mut used = self.used.lock();
-        if used.total >= self.total_max + extra {
-            return Err(RefusedFor::Limit);
-        }
-        let of_user = used.by_user.entry(uid).or_default();
-        if *of_user >= self.by_user_max + extra {
-            return Err(RefusedFor::UserLimit);
-        }
-        *of_user += 1;
-        used.total += 1;
-        Ok(Slot { slots: Arc::clone(self), uid })
-    }
-
-    /// What a refused client is told.
-    pub(super) fn refusal(&self, reason: RefusedFor, uid: u32) -> String {
-        match reason {
-            RefusedFor::Limit => format!("{} connections are open, limit is connections_max", self.total_max),
-            RefusedFor::UserLimit => {
-                let limit = self.by_user_max;
-                format!("user {uid} has {limit} connections open, limit is connections_per_user_max")
-            }
-            RefusedFor::Denied => format!("user {uid} may not use this daemon"),
-            RefusedFor::Resources => "the daemon is out of descriptors or threads".to_owned(),
         }
     }
 }

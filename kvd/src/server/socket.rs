@@ -6,11 +6,12 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, Metadata};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kv_proto::limits::SOCKET_PATH_BYTES_MAX;
 use nix::sys::socket::{
@@ -18,6 +19,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, chown, geteuid};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::clock::Clock;
 use crate::config::Access;
@@ -75,7 +77,21 @@ pub(super) struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
-    _lock: FileLock,
+    owner: Owner,
+    /// Wakes the accept thread.
+    bell: OwnedFd,
+    is_pausing: AtomicBool,
+    /// Another process serves it: it stays where it is.
+    is_given_away: AtomicBool,
+}
+
+/// Who looks after the socket's place in the file system.
+#[derive(Debug)]
+enum Owner {
+    /// We do, under this lock.
+    Us { lock: FileLock },
+    /// The service manager: the socket stays when we end.
+    Manager,
 }
 
 impl BoundSocket {
@@ -101,7 +117,93 @@ impl BoundSocket {
         let placed = place(&temporary, path, access);
         let metadata =
             placed.inspect_err(|_| drop(remove_socket(&temporary))).map_err(io("put it in place"))?;
-        Ok(BoundSocket { listener, path: path.to_owned(), identity: identity(&metadata), _lock: lock })
+        BoundSocket::of(listener, path, identity(&metadata), Owner::Us { lock }).map_err(io("make it ready"))
+    }
+
+    /// A socket that the service manager listens on.
+    pub(super) fn activated(listener: UnixListener) -> Result<BoundSocket, SocketError> {
+        let address = listener.local_addr();
+        let path = address.ok().and_then(|address| address.as_pathname().map(Path::to_owned));
+        let path = path.unwrap_or_default();
+        let io = |doing| {
+            let path = path.clone();
+            move |source: std::io::Error| SocketError::Io { path, doing, source }
+        };
+        let metadata = path.symlink_metadata().map_err(io("find the passed socket's path"))?;
+        BoundSocket::of(listener, &path, identity(&metadata), Owner::Manager).map_err(io("make it ready"))
+    }
+
+    fn of(
+        listener: UnixListener,
+        path: &Path,
+        identity: (u64, u64),
+        owner: Owner,
+    ) -> std::io::Result<BoundSocket> {
+        // Else a client that gives up between poll and accept would leave the thread waiting where no bell is heard.
+        listener.set_nonblocking(true)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (is_pausing, is_given_away) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(BoundSocket { listener, path: path.to_owned(), identity, owner, bell, is_pausing, is_given_away })
+    }
+
+    /// The socket at `path`, which another daemon has listened on until now, and the lock beside it unless the socket is the service
+    /// manager's.
+    pub(super) fn inherited(
+        listener: UnixListener,
+        lock: Option<OwnedFd>,
+        path: &Path,
+    ) -> std::io::Result<BoundSocket> {
+        let owner = match lock.map(FileLock::of_descriptor) {
+            Some(lock) => Owner::Us { lock },
+            None => Owner::Manager,
+        };
+        BoundSocket::of(listener, path, identity(&path.symlink_metadata()?), owner)
+    }
+
+    /// Copies of the descriptors of the listener and of the lock beside it, for the next daemon.
+    pub(super) fn descriptors(&self) -> std::io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let lock = match &self.owner {
+            Owner::Us { lock } => Some(lock.descriptor()?),
+            Owner::Manager => None,
+        };
+        Ok((self.listener.try_clone()?.into(), lock))
+    }
+
+    /// Accepting may begin again.
+    pub(super) fn resume(&self, clock: &Clock) {
+        if let Owner::Us { lock } = &self.owner
+            && let Err(error) = lock.claim(clock)
+        {
+            // Its text is for people; the lock is held all the same.
+            tracing::warn!(%error, "the socket's lock file does not say who holds it");
+        }
+        let _ = rustix::io::read(&self.bell, &mut [0_u8; 8]);
+        self.is_pausing.store(false, Ordering::Release);
+    }
+
+    /// Another process serves it from here on.
+    pub(super) fn give_away(&self) {
+        self.is_given_away.store(true, Ordering::Release);
+    }
+
+    /// The next connection; `None`: no more are to be accepted.
+    pub(super) fn accept(&self) -> std::io::Result<Option<UnixStream>> {
+        loop {
+            if self.is_pausing.load(Ordering::Acquire) {
+                return Ok(None);
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let mut fds =
+                [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.bell, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -112,8 +214,20 @@ impl BoundSocket {
         &self.listener
     }
 
-    /// Wakes the accept thread and refuses who connects from now on.
+    /// Ends [`BoundSocket::accept`]. Who connects from now on waits in the kernel's queue for the next who accepts.
+    pub(super) fn pause(&self) {
+        self.is_pausing.store(true, Ordering::Release);
+        // It can only fail when it was rung 2^64 times unheard.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// Wakes the accept thread and refuses who connects from now on; where the socket is the manager's they wait for the next
+    /// daemon.
     pub(super) fn refuse_more(&self) {
+        self.pause();
+        if !matches!(self.owner, Owner::Us { .. }) {
+            return;
+        }
         // Linux: a listening Unix socket that is shut down for reading fails its accept with EINVAL and refuses
         // connects. It can only fail for a descriptor that is no socket.
         shutdown(self.listener.as_raw_fd(), Shutdown::Both).expect("the listener is a socket");
@@ -121,7 +235,9 @@ impl BoundSocket {
 
     /// Removes the socket if it is still the one we put there.
     pub(super) fn remove(&self) {
-        if let Ok(there) = self.path.symlink_metadata()
+        if matches!(self.owner, Owner::Us { .. })
+            && !self.is_given_away.load(Ordering::Acquire)
+            && let Ok(there) = self.path.symlink_metadata()
             && identity(&there) == self.identity
             && let Err(error) = std::fs::remove_file(&self.path)
         {

@@ -1,14 +1,17 @@
-//! Signals: TERM and INT stop the daemon, HUP and USR1 ask something of it.
+//! Signals: TERM and INT stop the daemon; HUP, USR1 and USR2 ask something of it.
 //!
-//! `cli::serve` installs them before it starts anything and waits on them. QUIT, ABRT and KILL need no handling: the
-//! store survives them.
+//! `cli::serve` installs them before it starts anything; a thread of theirs turns them into orders. QUIT, ABRT and KILL need no
+//! handling: the store survives them.
 
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator;
 
-use super::Hurry;
+use crate::orders::{Order, Orders};
+
+/// Signals to stop after which the process ends where it is.
+const STOPS_MAX: u32 = 3;
 
 /// The signals of this process, queued from when they were installed.
 #[derive(Debug)]
@@ -20,45 +23,42 @@ impl Signals {
     /// # Errors
     /// When the system refuses the handlers.
     pub fn install() -> std::io::Result<Signals> {
-        Ok(Signals(iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?))
+        Ok(Signals(iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?))
     }
 
-    /// Waits until a signal asks to stop; calls `report` when one asks for a report. Names the signal.
-    pub fn wait_for_stop(&mut self, report: impl Fn()) -> &'static str {
-        loop {
-            for signal in self.0.wait() {
-                match signal {
-                    SIGTERM => return "TERM",
-                    SIGINT => return "INT",
-                    SIGUSR1 => report(),
-                    _ => tracing::warn!(
-                        "HUP: the configuration is read at start only; restart to apply changes"
-                    ),
-                }
-            }
-        }
-    }
-
-    /// While the stop goes on: a second signal makes `hurry` of it, a third ends the process where it is.
+    /// Turns them into orders, on a thread that lives as long as the process.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn hurry_on_second(mut self, hurry: Hurry) -> std::io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name("kvd-signals".to_owned()).spawn(move || {
-            let mut seen = 0;
+    pub fn forward(mut self, orders: Arc<Orders>) -> std::io::Result<()> {
+        let forward = move || {
             for signal in self.0.forever() {
-                match signal {
-                    SIGTERM | SIGINT if seen == 0 => {
-                        tracing::warn!("second signal: busy connections are cut now");
-                        hurry.now();
-                        seen += 1;
+                let given = match signal {
+                    SIGTERM | SIGINT => {
+                        stop(&orders, signal);
+                        continue;
                     }
-                    // Whoever sends three wants it gone; the store survives a death at any point.
-                    SIGTERM | SIGINT => end_now(signal),
-                    _ => tracing::info!("the daemon is stopping"),
+                    SIGHUP => orders.give(Order::Reload(None)),
+                    SIGUSR1 => orders.give(Order::Report),
+                    _ => orders.restart(Vec::new()).map(drop),
+                };
+                if let Err(why) = given {
+                    tracing::warn!(signal, %why, "a signal was not heeded");
                 }
             }
-        })
+        };
+        std::thread::Builder::new().name("kvd-signals".to_owned()).spawn(forward).map(drop)
+    }
+}
+
+/// The first stops, the second hurries, the third ends the process: whoever sends three wants it gone, and the store survives a
+/// death at any point.
+fn stop(orders: &Orders, signal: i32) {
+    let name = if signal == SIGTERM { "TERM" } else { "INT" };
+    match orders.stop_by_signal(name) {
+        1 => {}
+        STOPS_MAX.. => end_now(signal),
+        _ => tracing::warn!("second signal: busy connections are cut now"),
     }
 }
 

@@ -35,7 +35,7 @@ fn daemon_on(disk: Disk, change: impl FnOnce(&mut Config)) -> Daemon {
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config::in_dir(dir.path());
     change(&mut config);
-    let engine = Engine::open_on(config.clone(), Clock::system(), disk).unwrap();
+    let engine = Engine::open_on(config.clone(), Clock::system(), disk, Arc::default(), None).unwrap();
     let server = Server::start(Arc::clone(&engine), &config).unwrap();
     Daemon { _dir: dir, engine, server }
 }

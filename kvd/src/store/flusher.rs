@@ -101,6 +101,7 @@ impl Flusher {
     /// The thread: works until told to stop, then closes the store.
     pub(super) fn run(mut self) -> Result<(), redb::Error> {
         loop {
+            self.shared.gauges.rounds.fetch_add(1, Ordering::Relaxed);
             let pause = self.step();
             let mut work = self.shared.work.lock();
             if work.must_stop {
@@ -206,7 +207,10 @@ impl Flusher {
     }
 
     fn is_fold_due(&self, now: Instant) -> bool {
-        let sweep_for = self.shared.work.lock().sweep_for;
+        let (sweep_for, fold_beyond) = {
+            let work = self.shared.work.lock();
+            (work.sweep_for, work.fold_beyond)
+        };
         if sweep_for.is_some_and(|sequence| self.sweep.folded_sequence < sequence) && !self.is_all_folded() {
             return true;
         }
@@ -215,6 +219,7 @@ impl Flusher {
         }
         let gauges = &self.shared.gauges;
         let budget = self.shared.options.journal_bytes_max;
+        let budget = fold_beyond.map_or(budget, |bytes| bytes.min(budget));
         let grown = gauges
             .active_bytes
             .load(Ordering::Relaxed)

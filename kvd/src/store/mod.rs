@@ -412,6 +412,12 @@ impl Store {
         self.shared.wake.notify_one();
     }
 
+    /// Folds a journal beyond so many bytes, whatever its budget: what the next start has to replay. `None`: as configured.
+    pub fn fold_beyond(&self, bytes: Option<u64>) {
+        self.shared.work.lock().fold_beyond = bytes;
+        self.shared.wake.notify_one();
+    }
+
     /// How the disk is.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -428,6 +434,12 @@ impl Store {
     #[must_use]
     pub fn has_durable(&self, cache: CacheId) -> bool {
         self.shared.log.lock().durable_ever.contains(&cache)
+    }
+
+    /// How often the flush thread has gone round: it does so even when there is nothing to do.
+    #[must_use]
+    pub fn rounds(&self) -> u64 {
+        self.shared.gauges.rounds.load(Ordering::Relaxed)
     }
 
     /// Numbers of now.

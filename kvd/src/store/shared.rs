@@ -124,6 +124,8 @@ pub(super) struct Work {
     pub(super) snapshots: Vec<super::snapshot::Wish>,
     /// Who wants a compaction.
     pub(super) compactions: Vec<std::sync::mpsc::Sender<super::compact::CompactionNews>>,
+    /// A journal beyond so many bytes is folded, whatever its budget.
+    pub(super) fold_beyond: Option<u64>,
     /// Keys to record at the clean stop.
     pub(super) resident: Option<Vec<u8>>,
 }
@@ -132,6 +134,8 @@ pub(super) struct Work {
 #[derive(Debug, Default)]
 pub(super) struct Gauges {
     pub(super) health: AtomicU8,
+    /// Rounds of the flush thread.
+    pub(super) rounds: AtomicU64,
     pub(super) sequence_limit: AtomicU64,
     /// As [`Done::durable`], to be read without its lock.
     pub(super) durable: AtomicU64,
