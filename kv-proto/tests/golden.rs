@@ -291,6 +291,7 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
 
 const GOLDEN: &[(&str, &str)] = &[
     // GOLDEN BEGIN
+    ("request ping", "020000000000"),
     ("request get", "0800000000010163016b0000"),
     ("request get_sliding", "0a00000000010163016b01010201"),
     ("request get_many", "0c000000000201630201610262630109"),
