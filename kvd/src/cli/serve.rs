@@ -292,6 +292,7 @@ impl Serving {
         let Serving { daemon, program, sources, log } = self;
         let orders = Arc::clone(&daemon.orders);
         let report = orders.last_restart();
+        let engine = Arc::downgrade(&daemon.engine);
         tracing::info!(number = report.number, "restarting in place");
         match daemon.hand_over(&program, report.number, clear) {
             Ended::Followed(pid) => {
@@ -306,7 +307,11 @@ impl Serving {
                 tracing::error!("this process serves on: {why}");
                 let (state, message) = (RestartState::Failed, why);
                 orders.note_restart(RestartReport { state, message, ..report });
-                drop(supervisor::watch(&daemon.engine));
+                let is_same = engine.upgrade().is_some_and(|engine| Arc::ptr_eq(&engine, &daemon.engine));
+                // The thread that fed the watchdog has ended with the engine it looked at.
+                if !is_same && let Err(error) = supervisor::watch(&daemon.engine) {
+                    tracing::error!(%error, "the watchdog is not fed any more");
+                }
                 Ok(Serving { daemon: *daemon, program, sources, log })
             }
             Ended::Lost(message) => Err(Err(Failure::Daemon { message, exit: Exit::Daemon })),
