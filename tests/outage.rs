@@ -23,8 +23,9 @@ const OP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a loader takes.
 const LOAD: Duration = Duration::from_millis(2);
 /// What a busy machine may add to a bound, in milliseconds, unless `KVD_SLACK_MS` says: 64 processes share two processors with
-/// all the other tests. `scripts/soak outage` allows 300.
-const SLACK_MS: u64 = 3_000;
+/// all the other tests, and this many was seen. What counts here is that nothing fails; `scripts/soak outage`, where the machine
+/// is quiet, allows 300.
+const SLACK_MS: u64 = 15_000;
 
 /// What a process did since it was last asked.
 #[derive(Debug, Clone, Default)]

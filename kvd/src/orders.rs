@@ -117,11 +117,13 @@ impl Orders {
     pub fn take(&self) -> Order {
         let mut state = self.state.lock();
         loop {
-            // Whoever wants it stopped does not wait for what others want of it.
-            if let Some(stop) = state.waiting.iter().position(|order| matches!(order, Order::Stop(_))) {
-                return state.waiting.remove(stop).expect("it was just found");
-            }
-            if let Some(order) = state.waiting.pop_front() {
+            let is_stop = |order: &Order| matches!(order, Order::Stop(_));
+            // Whoever wants it stopped does not wait for a restart; the rest is done in a moment.
+            let next = match state.waiting.front() {
+                Some(Order::Restart(_)) => state.waiting.iter().position(is_stop).unwrap_or(0),
+                Some(Order::Stop(_) | Order::Reload(_) | Order::Report) | None => 0,
+            };
+            if let Some(order) = state.waiting.remove(next) {
                 return order;
             }
             self.given.wait(&mut state);
@@ -224,15 +226,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_goes_ahead_of_what_waits() {
+    fn a_stop_goes_ahead_of_a_restart_and_of_nothing_else() {
         let orders = Orders::default();
         assert_eq!(orders.give(Order::Report).unwrap_err(), Declined::Embedded);
         orders.attend();
         orders.give(Order::Report).unwrap();
+        orders.restart(Vec::new()).unwrap();
         orders.stop_by_signal("TERM");
         assert!(orders.is_stop_wanted());
-        assert!(matches!(orders.take(), Order::Stop("TERM")));
         assert!(matches!(orders.take(), Order::Report));
+        assert!(matches!(orders.take(), Order::Stop("TERM")));
+        assert!(matches!(orders.take(), Order::Restart(_)));
     }
 
     #[test]

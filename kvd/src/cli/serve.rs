@@ -329,6 +329,7 @@ impl Serving {
         drop(scrape);
         let orders = Arc::clone(&daemon.orders);
         let report = orders.last_restart();
+        let engine = Arc::downgrade(&daemon.engine);
         tracing::info!(number = report.number, "restarting in place");
         match daemon.hand_over(&program, report.number, clear) {
             Ended::Followed(pid) => {
@@ -343,7 +344,11 @@ impl Serving {
                 tracing::error!("this process serves on: {why}");
                 let (state, message) = (RestartState::Failed, why);
                 orders.note_restart(RestartReport { state, message, ..report });
-                drop(supervisor::watch(&daemon.engine));
+                let is_same = engine.upgrade().is_some_and(|engine| Arc::ptr_eq(&engine, &daemon.engine));
+                // The thread that fed the watchdog has ended with the engine it looked at.
+                if !is_same && let Err(error) = supervisor::watch(&daemon.engine) {
+                    tracing::error!(%error, "the watchdog is not fed any more");
+                }
                 let scrape = start_scrape(&daemon.engine, &daemon.config).unwrap_or_else(|failure| {
                     tracing::error!("no metrics for Prometheus: {failure}");
                     None

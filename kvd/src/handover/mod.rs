@@ -98,6 +98,9 @@ struct Link(UnixStream);
 enum Silence {
     #[error("the other process has ended")]
     Ended,
+    /// … before it has read what it was sent last: Linux resets a Unix socket that is closed with bytes to be read.
+    #[error("the other process has ended")]
+    Unheard,
     #[error("the other process did not answer in time")]
     TimedOut,
     #[error("the other process cannot be understood: {0}")]
@@ -173,6 +176,7 @@ impl Silence {
     fn check(error: &io::Error) -> Result<(), Silence> {
         match error.kind() {
             io::ErrorKind::Interrupted => Ok(()),
+            io::ErrorKind::ConnectionReset => Err(Silence::Unheard),
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(Silence::TimedOut),
             _ => Err(Silence::Ended),
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::{FromNew, FromOld, Link, PROTOCOL, TAKE_OVER, step};
+use super::{FromNew, FromOld, Link, PROTOCOL, Silence, TAKE_OVER, step};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::engine::{Engine, Estate, Inherited};
@@ -39,8 +39,9 @@ const REST_BYTES: u64 = 512 << 10;
 const JOURNAL_BYTES: u64 = 1 << 20;
 /// … or to what is left of it after this time.
 const FOLD_WITHIN: Duration = Duration::from_secs(10);
-/// Requests that were read get this long to be answered.
-const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// Requests that were read get this long to be answered: one that is cut is a failed request, and a longer pause is not. Clients wait for
+/// three seconds by default.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
 /// The store gets this long to be closed.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
 /// In the pause: clients wait for three seconds by default, and this process may have to take back over within them.
@@ -256,16 +257,15 @@ impl Predecessor {
             return left.take_back(why);
         }
         step::at("old", "prepared");
-        let went = link.send(&FromOld::Go, &[]).map_err(Why::from).and_then(|()| {
-            step::at("old", "gone");
-            match link.receive(left.clock.instant() + SERVE_WITHIN) {
-                Ok((FromNew::Serving { paused_us }, _)) => Ok(paused_us),
-                Ok(_) => Err(Why("the new process is out of step".to_owned())),
-                Err(silence) => Err(Why(silence.to_string())),
+        let went = match link.send(&FromOld::Go, &[]) {
+            Ok(()) => {
+                step::at("old", "gone");
+                link.receive(left.clock.instant() + SERVE_WITHIN)
             }
-        });
+            Err(_) => Err(Silence::Unheard),
+        };
         match went {
-            Ok(paused_us) => {
+            Ok((FromNew::Serving { paused_us }, _)) => {
                 let pid = heir.pid();
                 tracing::info!(pid, paused_us, "another process serves");
                 crate::supervisor::main_process(pid, "restarted in place");
@@ -274,9 +274,20 @@ impl Predecessor {
                 left.ear.give_away();
                 Ended::Followed(pid)
             }
-            Err(Why(why)) => {
+            Ok(_) => {
                 heir.end();
-                left.start_anew(why)
+                left.start_anew("the new process is out of step".to_owned())
+            }
+            Err(silence) => {
+                heir.end();
+                // Killed before it read that it is to serve: then it has served nobody.
+                let is_unheard = matches!(silence, Silence::Unheard)
+                    || matches!(
+                        link.receive::<FromNew>(left.clock.instant() + MESSAGE_WITHIN),
+                        Err(Silence::Unheard)
+                    );
+                let why = format!("the new process did not come to serve: {silence}");
+                if is_unheard { left.take_back(why) } else { left.start_anew(why) }
             }
         }
     }
