@@ -167,6 +167,12 @@ fn everything_made_stale_is_served_at_once_and_loaded_once_a_key() {
     };
     show("quiet", &quiet);
     show("storm", &storm);
+    // What the daemon says of leases tells why, should a key be loaded twice.
+    for metric in client.admin().stats().unwrap().iter().filter(|metric| metric.name.contains("lease")) {
+        if metric.labels.iter().any(|(_, value)| value == "hot") {
+            println!("{} {}", metric.name, metric.value);
+        }
+    }
     assert_eq!((quiet.errors, storm.errors), (0, 0));
     assert!(quiet.loads.is_empty(), "{} keys were loaded though all were fresh", quiet.loads.len());
     let twice: Vec<_> = storm.loads.iter().filter(|(_, loads)| **loads > 1).collect();
