@@ -184,14 +184,12 @@ fn kept_of(client: &Client) -> usize {
 
 #[test]
 fn no_request_fails_and_nothing_counts_twice_while_the_daemon_restarts() {
-    let _timed = timed();
     let _machine = whole_machine();
     restart_under_load(None);
 }
 
 #[test]
 fn no_request_fails_under_a_service_manager_either() {
-    let _timed = timed();
     let _machine = whole_machine();
     let manager = Manager::new();
     let heard = manager.listen();

@@ -113,7 +113,9 @@ impl Home {
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::builder().socket(self.socket()).build().expect("the daemon serves")
+        // Beside all other tests a daemon may be kept from its processor for a while.
+        let builder = Client::builder().socket(self.socket()).connect_timeout(SOON);
+        builder.build().expect("the daemon serves")
     }
 
     /// Runs `kvd ARGS` against this home.
