@@ -1,6 +1,7 @@
 //! A backup as it comes, async: the daemon sends it part by part on a connection of its own.
 
-use super::client::{Client, Turns};
+use super::client::Client;
+use super::lanes::Turns;
 use super::link::read_frame;
 use super::way::Way;
 use crate::error::{Error, Result};

@@ -8,29 +8,22 @@ use std::time::Duration;
 
 use kv_proto::Version;
 use kv_proto::wire::{Effect, Response, Scope};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout_at};
 
 use super::admin::Admin;
 use super::cache::Cache;
-use super::flight::Flight;
-use super::link::Link;
-use super::pipe::Lane;
+use super::lanes::{Lanes, Turns, connect};
 use super::transaction::Transaction;
 use super::way::Way;
 use crate::answers::{ClientStats, Committed};
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::fork::{Generation, Inherited};
-use crate::limits::{LOADS_MAX, WAITING_CONNECTIONS_MAX};
+use crate::fork::Generation;
 use crate::load::chain::{Chain, InChain};
-use crate::load::flights::Flights;
-use crate::load::standby::Standby;
-use crate::lock::Lock;
 use crate::observe::Event;
 use crate::ops::{self, Call, Repeat, Sending, Wish};
 use crate::options::{Builder, OnOutage, Settings};
-use crate::outage::Outage;
 use crate::retry::{Attempts, Failure, Step};
 use crate::shared::{Seat, Seats};
 use crate::transact::{Tries, is_worth_another_try, lock_wait};
@@ -61,42 +54,6 @@ struct Shared {
     settings: Settings,
     lanes: Generation<Lanes>,
     seats: Seats,
-}
-
-/// What one process has of the client: its connections, and the loads under way.
-pub(super) struct Lanes {
-    reads: Lane,
-    writes: Lane,
-    /// Turns for requests that may wait, and the connections nobody uses just now.
-    waits: Arc<Semaphore>,
-    /// Turns for loads. Others, because a loader may itself make requests that wait.
-    loads: Arc<Semaphore>,
-    idle: Lock<Vec<Link>>,
-    pub(super) outage: Arc<Outage>,
-    pub(super) flights: Flights<Flight>,
-    pub(super) standby: Standby,
-}
-
-impl Default for Lanes {
-    fn default() -> Lanes {
-        Lanes {
-            reads: Lane::default(),
-            writes: Lane::default(),
-            waits: Arc::new(Semaphore::new(WAITING_CONNECTIONS_MAX)),
-            loads: Arc::new(Semaphore::new(LOADS_MAX)),
-            idle: Lock::default(),
-            outage: Arc::default(),
-            flights: Flights::default(),
-            standby: Standby::default(),
-        }
-    }
-}
-
-impl Inherited for Lanes {
-    /// The parent's streams are left alone: they hang on its runtime.
-    fn begin_anew(&self) -> Lanes {
-        Lanes { outage: Arc::new(self.outage.begin_anew()), ..Lanes::default() }
-    }
 }
 
 impl Builder<Client> {
@@ -653,96 +610,6 @@ impl Client {
                 }
             };
             sleep(pause).await;
-        }
-    }
-}
-
-/// Whose turns a way takes one of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turns {
-    /// Transactions, locks, durable writes.
-    Waits,
-    /// Loads.
-    Loads,
-}
-
-impl Lanes {
-    async fn pipelined(
-        &self,
-        lane: &Lane,
-        settings: &Settings,
-        sending: &Sending,
-        attempts: &mut Attempts,
-    ) -> Result<Result<Vec<u8>, Failure>> {
-        let pipe = lane.pipe(settings, &self.outage, attempts).await?;
-        Ok(pipe.exchange(sending, attempts).await)
-    }
-
-    fn give_back(&self, link: Link, settings: &Settings) {
-        if !link.is_sound() {
-            return;
-        }
-        let mut idle = self.idle.lock();
-        if idle.len() < settings.idle_connections_max {
-            idle.push(link);
-        }
-    }
-
-    /// With a connection to itself, for requests that may wait for the disk. If the future is dropped, the connection is
-    /// closed: nobody else gets the answer.
-    async fn alone(
-        &self,
-        settings: &Settings,
-        sending: &Sending,
-        attempts: &mut Attempts,
-    ) -> Result<Result<Vec<u8>, Failure>> {
-        let turn = timeout_at(attempts.deadline().into(), self.waits.acquire()).await;
-        let _turn =
-            turn.map_err(|_elapsed| attempts.timed_out(false))?.expect("the semaphore is never closed");
-        loop {
-            let idle = self.idle.lock().pop();
-            let pooled = idle.is_some();
-            let mut link = match idle {
-                Some(link) => link,
-                None => connect(settings, &self.outage, attempts).await?,
-            };
-            match link.exchange(sending, attempts).await {
-                Ok(frame) => {
-                    let body = link.inbox.frame(frame).to_vec();
-                    self.give_back(link, settings);
-                    return Ok(Ok(body));
-                }
-                // The daemon has gone since: so have the other connections to it. At most the pool's number of times.
-                Err(Failure::NotSent(Error::Lost { .. })) if pooled => {}
-                Err(failure) => return Ok(Err(failure)),
-            }
-        }
-    }
-}
-
-/// Connects, again while that is right.
-pub(super) async fn connect(
-    settings: &Settings,
-    outage: &Arc<Outage>,
-    attempts: &mut Attempts,
-) -> Result<Link> {
-    loop {
-        match Link::open(settings, attempts.connect_deadline()).await {
-            Ok(link) => {
-                outage.over(settings);
-                return Ok(link);
-            }
-            Err(error) if attempts.is_too_brief_for(settings, &error) => {
-                return Err(attempts.timed_out(false));
-            }
-            Err(error) => {
-                let pause = attempts.not_connected(error, outage).inspect_err(|error| {
-                    if matches!(error, Error::Unreachable { .. }) && outage.was_there() {
-                        outage.open(settings, error);
-                    }
-                })?;
-                sleep(pause).await;
-            }
         }
     }
 }

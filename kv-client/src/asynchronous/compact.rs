@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::client::{Client, Turns};
+use super::client::Client;
+use super::lanes::Turns;
 use super::link::read_frame;
 use crate::answers::{Compacted, Compacting};
 use crate::error::{Error, Result};

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 use super::cache::Cache;
-use super::client::Turns;
+use super::lanes::Turns;
 use super::way::Way;
 use crate::answers::Entry;
 use crate::error::{Error, Result};

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use kv_proto::limits::LEASE_WAIT_MAX;
 
-use super::client::{Client, Turns};
+use super::client::Client;
+use super::lanes::Turns;
 use super::way::Way;
 use crate::error::{Error, Result};
 use crate::load::chain::{Chain, Held, InChain};

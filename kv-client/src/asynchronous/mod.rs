@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod compact;
 mod flight;
+mod lanes;
 mod link;
 mod load;
 mod load_many;

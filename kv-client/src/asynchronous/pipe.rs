@@ -72,7 +72,7 @@ impl Lane {
         if let Some(pipe) = self.live() {
             return Ok(pipe);
         }
-        let link = super::client::connect(settings, outage, attempts).await?;
+        let link = super::lanes::connect(settings, outage, attempts).await?;
         let pipe = Arc::new(Pipe::start(link, settings.op_timeout));
         *self.current.lock() = Some(Arc::clone(&pipe));
         Ok(pipe)

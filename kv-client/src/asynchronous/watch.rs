@@ -3,7 +3,8 @@
 use kv_proto::segment::process_id;
 use std::collections::VecDeque;
 
-use super::client::{Client, Turns};
+use super::client::Client;
+use super::lanes::Turns;
 use super::link::read_frame;
 use super::way::Way;
 use crate::answers::Change;
