@@ -15,15 +15,17 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart() {
     let daemon = home.start();
     rewrite(
         &home,
-        "memory = \"96MiB\"\nlog = \"kvd=debug\"\nredb_cache = \"8MiB\"\n[caches.page]\nmemory = \"1MiB\"\n",
+        "memory = \"96MiB\"\nlog = \"kvd=debug\"\nslow_log_threshold = \"0\"\nlog_format = \"json\"\nredb_cache = \"8MiB\"\n[caches.page]\nmemory = \"1MiB\"\n",
     );
     let reload = home.kvd(&["reload"]);
     let said = text(&reload.stdout);
     assert_eq!(reload.status.code(), Some(0), "{}", text(&reload.stderr));
-    for change in ["memory: 64 MiB -> 96 MiB", "log: \"info\" -> \"kvd=debug\""] {
+    for change in
+        ["memory: 64 MiB -> 96 MiB", "slow_log_threshold: 10ms -> none", "log: \"info\" -> \"kvd=debug\""]
+    {
         assert!(said.lines().any(|line| line == change), "{said}");
     }
-    for change in ["redb_cache: ", "caches.page: declared"] {
+    for change in ["redb_cache: ", "log_format: ", "caches.page: declared"] {
         assert!(
             said.lines().any(|line| line.starts_with(change) && line.ends_with("(needs `kvd restart`)")),
             "{said}"
@@ -32,6 +34,7 @@ fn a_reload_takes_over_what_it_can_and_names_what_needs_a_restart() {
     let memory = home.client().admin().stats().unwrap();
     let memory = memory.iter().find(|metric| metric.name == "kvd_memory_max_bytes").unwrap();
     assert_eq!(memory.value as u64, 96 << 20);
+    assert!(text(&home.kvd(&["slow-log"]).stdout).contains("slow_log_threshold is 0"));
     let (_, log) = daemon.stop();
     assert!(log.contains("connected"), "debug lines are logged from then on: {log}");
 }

@@ -13,7 +13,7 @@ Example:
 
 The configuration is checked whole before anything changes: one that does not hold together changes nothing, and the reason
 is printed (exit code 4). Taken over at once: memory, [default], access, connections_max, connections_per_user_max,
-idle_timeout, log. What needs a restart is listed; `kvd restart` makes it so without stopping service.
+idle_timeout, slow_log_threshold, log. What needs a restart is listed; `kvd restart` makes it so without stopping service.
 HUP does the same; its outcome is in the log.")]
 pub(super) struct Args {}
 

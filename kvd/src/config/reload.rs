@@ -4,6 +4,7 @@
 //! nowhere else; everything else that differs is told as needing a restart, never dropped in silence.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use super::{CacheConfig, Config};
 use crate::orders::Reloaded;
@@ -13,38 +14,66 @@ impl Config {
     /// Takes over from `new` what a running daemon can; tells what changed.
     #[must_use]
     pub fn adjusted(&self, new: &Config) -> (Config, Reloaded) {
+        // Named whole: a setting that is forgotten below does not compile.
+        let Config {
+            dir,
+            socket,
+            memory_bytes,
+            value_bytes_max,
+            pending_log_bytes,
+            journal_bytes_max,
+            redb_cache_bytes,
+            flush_interval,
+            connections_max,
+            connections_per_user_max,
+            idle_timeout,
+            access,
+            set_aside: _,
+            locking,
+            slow_log_threshold,
+            metrics_listen,
+            log_format,
+            log,
+            default,
+            caches,
+        } = self;
+        let period = |period: &Option<Duration>, none: &str| {
+            period.map_or(none.to_owned(), |period| format!("{period:?}"))
+        };
+        let bytes = |bytes: &u64| show_bytes(*bytes);
         let mut told = Reloaded::default();
         let applied = &mut told.applied;
-        tell(applied, "memory", &self.memory_bytes, &new.memory_bytes, |bytes| show_bytes(*bytes));
-        tell(applied, "connections_max", &self.connections_max, &new.connections_max, shown);
-        let (old_most, new_most) = (&self.connections_per_user_max, &new.connections_per_user_max);
-        tell(applied, "connections_per_user_max", old_most, new_most, shown);
-        tell(applied, "idle_timeout", &self.idle_timeout, &new.idle_timeout, |idle| {
-            idle.map_or("never".to_owned(), |idle| format!("{idle:?}"))
+        tell(applied, "memory", memory_bytes, &new.memory_bytes, bytes);
+        tell(applied, "connections_max", connections_max, &new.connections_max, shown);
+        let new_most = &new.connections_per_user_max;
+        tell(applied, "connections_per_user_max", connections_per_user_max, new_most, shown);
+        tell(applied, "idle_timeout", idle_timeout, &new.idle_timeout, |idle| period(idle, "never"));
+        tell(applied, "access.users", &access.users, &new.access.users, shown);
+        tell(applied, "access.groups", &access.groups, &new.access.groups, shown);
+        tell(applied, "slow_log_threshold", slow_log_threshold, &new.slow_log_threshold, |threshold| {
+            period(threshold, "none")
         });
-        tell(applied, "access.users", &self.access.users, &new.access.users, shown);
-        tell(applied, "access.groups", &self.access.groups, &new.access.groups, shown);
-        tell(applied, "log", &self.log, &new.log, shown);
-        tell_cache(applied, "default", Some(&self.default), Some(&new.default));
+        tell(applied, "log", log, &new.log, shown);
+        tell_cache(applied, "default", Some(default), Some(&new.default));
 
         let needs = &mut told.needs_restart;
-        tell(needs, "dir", &self.dir, &new.dir, shown);
-        tell(needs, "socket", &self.socket, &new.socket, shown);
-        tell(needs, "value_max", &self.value_bytes_max, &new.value_bytes_max, shown);
-        tell(needs, "pending_log", &self.pending_log_bytes, &new.pending_log_bytes, |bytes| {
-            show_bytes(*bytes)
+        tell(needs, "dir", dir, &new.dir, shown);
+        tell(needs, "socket", socket, &new.socket, shown);
+        tell(needs, "value_max", value_bytes_max, &new.value_bytes_max, shown);
+        tell(needs, "pending_log", pending_log_bytes, &new.pending_log_bytes, bytes);
+        tell(needs, "journal_max", journal_bytes_max, &new.journal_bytes_max, bytes);
+        tell(needs, "redb_cache", redb_cache_bytes, &new.redb_cache_bytes, bytes);
+        tell(needs, "flush_interval", flush_interval, &new.flush_interval, shown);
+        tell(needs, "locking", locking, &new.locking, shown);
+        tell(needs, "metrics.listen", metrics_listen, &new.metrics_listen, |listen| {
+            listen.as_ref().map_or("nowhere".to_owned(), ToString::to_string)
         });
-        tell(needs, "journal_max", &self.journal_bytes_max, &new.journal_bytes_max, |bytes| {
-            show_bytes(*bytes)
-        });
-        tell(needs, "redb_cache", &self.redb_cache_bytes, &new.redb_cache_bytes, |bytes| show_bytes(*bytes));
-        tell(needs, "flush_interval", &self.flush_interval, &new.flush_interval, shown);
-        tell(needs, "locking", &self.locking, &new.locking, shown);
-        let mut names: Vec<&String> = self.caches.keys().chain(new.caches.keys()).collect();
+        tell(needs, "log_format", log_format, &new.log_format, shown);
+        let mut names: Vec<&String> = caches.keys().chain(new.caches.keys()).collect();
         names.sort_unstable();
         names.dedup();
         for name in names {
-            tell_cache(needs, &format!("caches.{name}"), self.caches.get(name), new.caches.get(name));
+            tell_cache(needs, &format!("caches.{name}"), caches.get(name), new.caches.get(name));
         }
         let adjusted = Config {
             memory_bytes: new.memory_bytes,
@@ -52,6 +81,7 @@ impl Config {
             connections_per_user_max: new.connections_per_user_max,
             idle_timeout: new.idle_timeout,
             access: new.access.clone(),
+            slow_log_threshold: new.slow_log_threshold,
             log: new.log.clone(),
             default: new.default.clone(),
             ..self.clone()
@@ -95,6 +125,8 @@ fn tell_cache(lines: &mut Vec<String>, path: &str, old: Option<&CacheConfig>, ne
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MetricsListen;
+    use crate::logging::LogFormat;
 
     #[test]
     fn what_can_change_is_taken_over_and_the_rest_is_told() {
@@ -102,11 +134,17 @@ mod tests {
         let mut new = old.clone();
         new.memory_bytes *= 2;
         new.access.users.insert(4_242);
+        new.slow_log_threshold = None;
         new.redb_cache_bytes += 1;
+        new.metrics_listen = MetricsListen::parse("127.0.0.1:9464").ok();
+        new.log_format = LogFormat::Json;
         new.caches.insert("page".to_owned(), CacheConfig::of_memory(1 << 20));
         let (adjusted, told) = old.adjusted(&new);
-        assert_eq!(told.applied, ["memory: 256 MiB -> 512 MiB", "access.users: {} -> {4242}"]);
-        assert_eq!(told.needs_restart.len(), 2, "{told:?}");
+        let applied =
+            ["memory: 256 MiB -> 512 MiB", "access.users: {} -> {4242}", "slow_log_threshold: 10ms -> none"];
+        assert_eq!(told.applied, applied);
+        let needs: Vec<&str> = told.needs_restart.iter().filter_map(|line| line.split(':').next()).collect();
+        assert_eq!(needs, ["redb_cache", "metrics.listen", "log_format", "caches.page"], "{told:?}");
         assert_eq!(
             (adjusted.memory_bytes, adjusted.redb_cache_bytes),
             (new.memory_bytes, old.redb_cache_bytes)

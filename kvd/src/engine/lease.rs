@@ -54,11 +54,16 @@ pub(crate) struct Cooling(HashMap<Resource, Instant>);
 impl Cooling {
     fn begin(&mut self, lease: Resource, until: Instant, now: Instant) {
         if self.0.len() >= limits::COOLING_MAX {
-            self.0.retain(|_, until| *until > now);
+            self.sweep(now);
         }
         if self.0.len() < limits::COOLING_MAX {
             self.0.insert(lease, until);
         }
+    }
+
+    /// Forgets those whose time is over: while there is one, every change looks for its key here.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        self.0.retain(|_, until| *until > now);
     }
 
     fn covers(&mut self, lease: &Resource, now: Instant) -> bool {

@@ -252,6 +252,7 @@ impl Engine {
             return Err(format!("the caches there are have {used} of memory, limit is memory = {limit}"));
         }
         self.adjustable.store(Arc::new(Adjustable::of(config)));
+        self.slow_log.set_threshold(config.slow_log_threshold);
         Ok(())
     }
 

@@ -133,7 +133,7 @@ impl SlowLog {
         log
     }
 
-    fn set_threshold(&self, threshold: Option<Duration>) {
+    pub(super) fn set_threshold(&self, threshold: Option<Duration>) {
         let ns = threshold.map_or(u64::MAX, |t| u64::try_from(t.as_nanos()).unwrap_or(u64::MAX));
         self.threshold_ns.store(ns, Ordering::Relaxed);
     }
@@ -172,11 +172,6 @@ impl Engine {
     pub fn is_slow(&self, took: Duration) -> bool {
         // A request of more than 584 years would be taken for a short one.
         took.as_nanos() as u64 >= self.slow_log.threshold_ns.load(Ordering::Relaxed)
-    }
-
-    /// From now on requests that take this long are kept; `None`: none is.
-    pub fn set_slow_log_threshold(&self, threshold: Option<Duration>) {
-        self.slow_log.set_threshold(threshold);
     }
 
     /// Keeps a request that [`Engine::is_slow`].

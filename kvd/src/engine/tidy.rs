@@ -22,7 +22,8 @@ use crate::store::{CacheId, Judgement, RecordView};
 
 /// How often it looks, unless woken.
 const TIDY_EVERY: Duration = Duration::from_millis(200);
-/// How often what was read before loses half of its weight in the ranking of the hottest keys.
+/// How often what was read before loses half of its weight in the ranking of the hottest keys, and how often the loads that
+/// failed a while ago are forgotten.
 const COOL_EVERY: Duration = Duration::from_secs(10);
 /// Items of a ring visited in one hold of the mutex.
 const ITEMS_A_STEP: usize = 256;
@@ -38,9 +39,11 @@ impl Engine {
         let mut cooled = self.clock.instant();
         self.resize();
         while !self.closing.load(Ordering::Acquire) {
-            if self.clock.instant().duration_since(cooled) >= COOL_EVERY {
+            let now = self.clock.instant();
+            if now.duration_since(cooled) >= COOL_EVERY {
                 self.cool();
-                cooled = self.clock.instant();
+                self.lock().cooling.sweep(now);
+                cooled = now;
             }
             let caches: Vec<_> = self.caches.load().values().cloned().collect();
             for cache in caches {
