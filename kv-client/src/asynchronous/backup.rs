@@ -33,7 +33,7 @@ impl Backup {
     pub async fn next_part(&mut self) -> Result<Option<Vec<u8>>> {
         let Some(mut way) = self.way.take() else { return Ok(None) };
         let link = way.link();
-        let read = tokio::time::timeout(self.patience, read_frame(&link.stream, &mut link.inbox)).await;
+        let read = tokio::time::timeout(self.patience, read_frame(&mut link.stream, &mut link.inbox)).await;
         let frame = read
             .map_err(|_elapsed| Error::lost(false, std::io::ErrorKind::TimedOut))?
             .map_err(|broken| broken.error(false))?;

@@ -19,7 +19,7 @@ pub(super) async fn compact(
     let (mut way, _begun) = client.set_out(&call, &mut attempts, Turns::Waits).await?;
     loop {
         let link = way.link();
-        let read = tokio::time::timeout(patience, read_frame(&link.stream, &mut link.inbox)).await;
+        let read = tokio::time::timeout(patience, read_frame(&mut link.stream, &mut link.inbox)).await;
         let frame = read
             .map_err(|_elapsed| Error::lost(true, std::io::ErrorKind::TimedOut))?
             .map_err(|broken| broken.error(true))?;

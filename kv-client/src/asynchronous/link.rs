@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kv_proto::wire::Response;
 use rustix::net::{SendFlags, send};
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncReadExt as _, Interest};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout_at};
 
@@ -69,7 +69,7 @@ impl Link {
         let mut link = Link { stream, inbox: Inbox::new(), terms, owes: false };
         // A daemon that turns us away by our credentials closes before it reads; its reason, if any, is still to be had.
         let said = write_all(&link.stream, &frames::hello(name), &mut 0).await;
-        let frame = match read_frame(&link.stream, &mut link.inbox).await {
+        let frame = match read_frame(&mut link.stream, &mut link.inbox).await {
             Ok(frame) => frame,
             Err(Broken::Io(error)) => {
                 return Err(Refusal::Nobody(frames::no_welcome(said.err().unwrap_or(error))));
@@ -104,7 +104,7 @@ impl Link {
             Ok(Err(source)) => return Err(Failure::NotSent(Error::lost(false, source))),
             Err(_elapsed) => return Err(Failure::NotSent(attempts.timed_out(false))),
         }
-        match timeout_at(deadline, read_frame(&self.stream, &mut self.inbox)).await {
+        match timeout_at(deadline, read_frame(&mut self.stream, &mut self.inbox)).await {
             Ok(Ok(frame)) => {
                 self.owes = false;
                 Ok(frame)
@@ -158,16 +158,20 @@ pub(super) async fn write_all(stream: &UnixStream, bytes: &[u8], written: &mut u
 }
 
 /// Waits for the next frame, to be read from the inbox.
-pub(super) async fn read_frame(stream: &UnixStream, inbox: &mut Inbox) -> Result<Range<usize>, Broken> {
+pub(super) async fn read_frame(
+    // Not `try_read` when it is readable: a read that came short tells tokio that there is no more, else the next wait begins
+    // with a read in vain.
+    stream: &mut (impl AsyncRead + Unpin),
+    inbox: &mut Inbox,
+) -> Result<Range<usize>, Broken> {
     loop {
         if let Some(frame) = inbox.next().map_err(Broken::Frame)? {
             return Ok(frame);
         }
-        stream.readable().await.map_err(Broken::Io)?;
-        match stream.try_read(inbox.space()) {
+        match stream.read(inbox.space()).await {
             Ok(0) => return Err(Broken::Io(frames::closed())),
             Ok(n) => inbox.received(n),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Broken::Io(error)),
         }
     }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
+use tokio::net::unix::ReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{timeout, timeout_at};
 
@@ -141,13 +142,14 @@ struct Waiting {
 
 /// Runs until the connection breaks, or nobody can ask any more.
 async fn run(link: Link, mut jobs: mpsc::Receiver<Job>, progress: Arc<Progress>) {
-    let Link { stream, inbox, .. } = link;
+    let Link { mut stream, inbox, .. } = link;
+    let (reader, writer) = stream.split();
     let waiting = Lock::default();
     let mut written = 0;
-    let mut reading = std::pin::pin!(read_answers(&stream, inbox, &waiting, &progress));
+    let mut reading = std::pin::pin!(read_answers(reader, inbox, &waiting, &progress));
     let write_error = tokio::select! {
         broken = &mut reading => Err(broken),
-        end = write_requests(&stream, &mut jobs, &waiting, &mut written) => match end {
+        end = write_requests(writer.as_ref(), &mut jobs, &waiting, &mut written) => match end {
             Ok(()) => return,
             Err(error) => Ok(error),
         },
@@ -203,13 +205,13 @@ async fn write_requests(
 }
 
 async fn read_answers(
-    stream: &UnixStream,
+    mut stream: ReadHalf<'_>,
     mut inbox: Inbox,
     waiting: &Lock<VecDeque<Waiting>>,
     progress: &Progress,
 ) -> Broken {
     loop {
-        let frame = match read_frame(stream, &mut inbox).await {
+        let frame = match read_frame(&mut stream, &mut inbox).await {
             Ok(frame) => frame,
             Err(broken) => return broken,
         };

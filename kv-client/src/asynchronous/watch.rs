@@ -82,7 +82,7 @@ impl Watch {
                 return Ok(Change::Missed { at_least: 0 });
             };
             let link = way.link();
-            let changes = match read_frame(&link.stream, &mut link.inbox).await {
+            let changes = match read_frame(&mut link.stream, &mut link.inbox).await {
                 Ok(frame) => kv_proto::wire::decode(link.inbox.frame(frame))
                     .map_err(|cause| crate::frames::not_ours(cause, false))
                     .and_then(ops::read_changes),
