@@ -51,7 +51,7 @@ impl<T> Clone for Codec<T> {
 impl<T> Copy for Codec<T> {}
 
 #[derive(Debug, Clone, Copy)]
-struct Header {
+pub(crate) struct Header {
     encoding: u8,
     schema: SchemaVersion,
     /// Values from this length on are compressed.
@@ -133,12 +133,16 @@ impl<T> Codec<T> {
 
     /// The bytes that say that there is nothing.
     pub(crate) fn negative(&self) -> Result<Vec<u8>> {
-        let header = self.header.as_ref().ok_or_else(|| {
+        Ok(self.check_negatives()?.begin(NEGATIVE, 0))
+    }
+
+    /// Whether there are such bytes.
+    pub(crate) fn check_negatives(&self) -> Result<&Header> {
+        self.header.as_ref().ok_or_else(|| {
             Error::invalid(
                 "a cache of plain bytes cannot remember that there is nothing; use typed, or typed_bytes",
             )
-        })?;
-        Ok(header.begin(NEGATIVE, 0))
+        })
     }
 
     /// What the bytes say; `None`: nothing to this codec.

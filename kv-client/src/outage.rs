@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::blocking::Connection;
 use crate::error::Error;
 use crate::limits::{PROBE_PAUSE_FIRST, PROBE_PAUSE_MAX};
+use crate::load::standby::Standby;
 use crate::lock::Lock;
 use crate::observe::Event;
 use crate::options::Settings;
@@ -29,6 +30,8 @@ pub(crate) struct Outage {
     is_open: AtomicBool,
     state: Lock<State>,
     undelivered: Undelivered,
+    /// What this process loads meanwhile.
+    pub(crate) standby: Standby,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +74,7 @@ impl Outage {
                 return;
             }
             state.because = None;
+            self.standby.clear();
             self.is_open.store(false, Ordering::Release);
             state.away_since.take()
         };
@@ -101,6 +105,7 @@ impl Outage {
     /// Counts an answer, whatever it says.
     pub(crate) fn answered(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
+        self.standby.clear();
     }
 
     /// How many there were; for [`Outage::is_silent_since`].

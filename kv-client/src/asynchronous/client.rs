@@ -188,7 +188,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.here().standby.forget_all();
+        self.here().outage.standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Everything, effect)?).await
     }
 
@@ -211,7 +211,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.here().standby.forget_all();
+        self.here().outage.standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?).await
     }
 
@@ -545,11 +545,11 @@ impl Client {
         }
     }
 
-    /// A request that waits for nothing was not answered in all its time: if nobody else was answered either, the daemon is as
+    /// A request that waits for nothing was not answered `within` all its time: if nobody else was answered either, the daemon is as
     /// good as dead.
-    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, error: &Error) {
+    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, within: Duration, error: &Error) {
         let outage = &self.here().outage;
-        let is_patient = self.op_timeout >= self.shared.settings.op_timeout;
+        let is_patient = within >= self.shared.settings.op_timeout;
         let is_timeout = matches!(error, Error::Timeout { .. });
         if lane == ops::Lane::Reads && is_timeout && is_patient && outage.is_silent_since(answers) {
             outage.open(&self.shared.settings, error);
@@ -570,9 +570,9 @@ impl Client {
         Attempts::new(&self.shared.settings, self.op_timeout, repeat)
     }
 
-    /// The same for a request that the daemon may let wait so long: its answer comes a little later.
-    pub(super) fn attempts_within(&self, repeat: Repeat, wait: Duration) -> Attempts {
-        Attempts::new(&self.shared.settings, self.op_timeout.max(wait + wait / 10), repeat)
+    /// The same for a request that the daemon may let wait for others, for `wait`: its answer comes a little later.
+    pub(super) fn attempts_within(&self, repeat: Repeat, within: Duration, wait: Duration) -> Attempts {
+        Attempts::new(&self.shared.settings, within.max(wait + wait / 10), repeat)
     }
 
     /// Sends a request, again where that is right, and reads its answer.
@@ -606,7 +606,9 @@ impl Client {
                 Err(Failure::NotSent(error @ Error::TooLarge { .. })) => return Err(error),
                 Err(failure) => {
                     let lost = attempts.lost(failure);
-                    lost.inspect_err(|error| self.note_silence(sending.lane, answers, error))?
+                    lost.inspect_err(|error| {
+                        self.note_silence(sending.lane, answers, self.op_timeout, error)
+                    })?
                 }
             };
             sleep(pause).await;

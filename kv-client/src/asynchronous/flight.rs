@@ -18,7 +18,9 @@ use crate::answers::Entry;
 use crate::error::{Error, Result};
 use crate::load::OnBusy;
 use crate::load::chain::Chain;
-use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, loader_vanished, not_stored};
+use crate::load::course::{
+    Landing, Loaded, Patience, Progress, Served, Stage, Turn, loader_vanished, not_stored,
+};
 use crate::load::entry::LoadOptions;
 use crate::load::glance::is_near_its_end;
 use crate::observe::{Event, Source};
@@ -42,6 +44,10 @@ impl Default for Flight {
 impl Flight {
     pub(super) fn show_stale(&self, stale: &Served) {
         self.0.send_modify(|progress| progress.stale = Some(stale.clone()));
+    }
+
+    pub(super) fn reach(&self, stage: Stage) {
+        self.0.send_modify(|progress| progress.stage = stage);
     }
 
     pub(super) fn land(&self, landing: Landing) {
@@ -100,6 +106,8 @@ pub(super) struct Course {
     pub(super) chain: Chain,
     /// Longest wait for another process.
     pub(super) wait: Duration,
+    /// By when the daemon answers at the latest, beside that wait.
+    pub(super) answer_within: Duration,
 }
 
 impl Course {
@@ -109,12 +117,13 @@ impl Course {
         if !self.chain.is_empty() && !client.has_turn_for_load() {
             return self.fly_alone(false, run).await;
         }
-        let (mut way, mut loan) = match self.ask(self.except, self.wait).await {
+        let asked = self.ask(self.except, self.wait).await;
+        flight.reach(Stage::after(&asked));
+        let (mut way, mut loan) = match asked {
             Ok(asked) => asked,
             Err(error) if error.is_outage() => return self.fly_alone(true, run).await,
             Err(error) => return Landing::Failed(error),
         };
-        client.here().standby.clear();
         if let Loan::Hit(entry) = &loan
             && self.except.is_none()
             && !takes(&entry.value)
@@ -198,7 +207,9 @@ impl Course {
 
     pub(super) async fn ask(&self, except: Option<Version>, wait: Duration) -> Result<(Way, Loan)> {
         let terms = Terms { wait, safe: self.options.lease };
-        let (way, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain).await?;
+        let within = self.answer_within;
+        let (way, mut loans) =
+            self.cache.ask_for_lease(&[(&self.key, except)], terms, within, &self.chain).await?;
         match loans.pop() {
             Some(loan) if loans.is_empty() => Ok((way, loan)),
             Some(_) | None => Err(Error::invalid("the daemon answered a lease with another number of loans")),
@@ -208,19 +219,19 @@ impl Course {
     /// Without a lease: nothing is stored. While the daemon is away this process keeps it for itself.
     pub(super) async fn fly_alone(&self, outage: bool, run: Run) -> Landing {
         let (here, seat) = (self.cache.client.here(), &self.cache.seat);
-        if outage && let Some(served) = here.standby.get(seat.id(), &self.key) {
+        if outage && let Some(served) = here.outage.standby.get(seat.id(), &self.key) {
             return Landing::Value(served);
         }
         seat.loads().alone();
-        let moment = here.standby.moment();
+        let moment = here.outage.standby.moment();
         match run(None, 0).await {
             Ok(loaded) => {
                 let served = loaded.served();
                 if outage && loaded.put.is_some() {
-                    here.standby.keep(moment, seat.id(), &self.key, &served);
+                    here.outage.standby.keep(moment, seat.id(), &self.key, &served);
                 }
                 // Without a lease nobody but this process tells what happened meanwhile.
-                if here.standby.moment() == moment {
+                if here.outage.standby.moment() == moment {
                     Landing::Value(served)
                 } else {
                     Landing::Overtaken(served)
@@ -237,10 +248,11 @@ impl Cache {
         &self,
         wanted: &[(K, Option<Version>)],
         terms: Terms,
+        within: Duration,
         chain: &Chain,
     ) -> Result<(Way, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
-        let mut attempts = self.client.attempts_within(call.sending.repeat, terms.wait);
+        let mut attempts = self.client.attempts_within(call.sending.repeat, within, terms.wait);
         // Waiting for one's turn says nothing about the daemon.
         let turn = self.client.turn(Turns::Loads, &attempts).await?;
         let answers = self.client.here().outage.answers();
@@ -248,7 +260,7 @@ impl Cache {
         match &set_out {
             Ok(_) => self.client.attach_if_wanted(&self.seat),
             // The daemon answers before the wait is over, whatever others do.
-            Err(error) => self.client.note_silence(ops::Lane::Reads, answers, error),
+            Err(error) => self.client.note_silence(ops::Lane::Reads, answers, within, error),
         }
         set_out
     }

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 use crate::fork::Inherited;
 use crate::limits::{LOADS_MAX, WAITING_CONNECTIONS_MAX};
 use crate::load::flights::Flights;
-use crate::load::standby::Standby;
 use crate::lock::Lock;
 use crate::ops::Sending;
 use crate::options::Settings;
@@ -32,7 +31,6 @@ pub(super) struct Lanes {
     pub(super) idle: Lock<Vec<Link>>,
     pub(super) outage: Arc<Outage>,
     pub(super) flights: Flights<Flight>,
-    pub(super) standby: Standby,
 }
 
 impl Default for Lanes {
@@ -45,7 +43,6 @@ impl Default for Lanes {
             idle: Lock::default(),
             outage: Arc::default(),
             flights: Flights::default(),
-            standby: Standby::default(),
         }
     }
 }

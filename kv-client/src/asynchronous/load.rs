@@ -18,7 +18,7 @@ use crate::codec::{Codec, Decoded};
 use crate::error::{Error, Result};
 use crate::limits::OVERTAKEN_MAX;
 use crate::load::chain::{Chain, InChain};
-use crate::load::course::{Patience, Served, Turn, conclude, decode, loader_failed};
+use crate::load::course::{Patience, Served, Turn, conclude, decode, last_answer_within, loader_failed};
 use crate::load::entry::LoadOptions;
 use crate::load::flights::Boarded;
 use crate::load::glance::{Glance, Looker};
@@ -195,7 +195,7 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         E: Into<AnyError> + 'static,
         F: Future<Output = Result<Option<T>, E>> + Send + 'static,
     {
-        self.codec.negative()?;
+        self.codec.check_negatives()?;
         let glance =
             self.cache.glance(&self.cache.looker(self.codec, true), &self.key, self.options.refresh_ahead);
         self.resolve(true, glance, loader).await
@@ -347,7 +347,14 @@ impl<T: 'static> Load<'_, T> {
     }
 
     /// Flies in a task of its own.
-    fn set_off(&self, lead: Lead, except: Option<Version>, wait: Duration, run: Run) {
+    fn set_off(
+        &self,
+        lead: Lead,
+        except: Option<Version>,
+        wait: Duration,
+        answer_within: Duration,
+        run: Run,
+    ) {
         let course = Course {
             cache: self.cache.clone(),
             key: self.key.to_vec(),
@@ -355,6 +362,7 @@ impl<T: 'static> Load<'_, T> {
             except,
             chain: self.chain.clone(),
             wait,
+            answer_within,
         };
         let (codec, takes_negatives, cache) = (self.codec, self.takes_negatives, self.cache.clone());
         let takes = move |bytes: &[u8]| match decode(codec, bytes, &cache.seat, cache.client.settings()) {
@@ -375,7 +383,7 @@ impl<T: 'static> Load<'_, T> {
         }
         if let Ok(lead) = self.board() {
             self.cache.seat.loads().refresh();
-            self.set_off(lead, Some(version), Duration::ZERO, run);
+            self.set_off(lead, Some(version), Duration::ZERO, self.cache.client.op_timeout(), run);
         }
     }
 
@@ -409,7 +417,7 @@ impl<T: 'static> Load<'_, T> {
                 return Ok(self.serve(served));
             }
             if here.outage.is_open()
-                && let Some(served) = here.standby.get(self.cache.seat.id(), self.key)
+                && let Some(served) = here.outage.standby.get(self.cache.seat.id(), self.key)
                 && let Some(value) = self.serve(&served)
             {
                 return Ok(Some(value));
@@ -427,6 +435,7 @@ impl<T: 'static> Load<'_, T> {
                         lead,
                         except,
                         left(),
+                        self.cache.client.op_timeout(),
                         run.take().expect("who has led does not come back here"),
                     );
                     (true, flight)
@@ -462,7 +471,9 @@ impl<T: 'static> Load<'_, T> {
     async fn load_for_itself(&self, except: Option<Version>, run: Run) -> Result<Option<Option<T>>> {
         let flight = Arc::<Flight>::default();
         let lead = Lead { cache: self.cache.clone(), key: self.key.to_vec(), flight: Arc::clone(&flight) };
-        self.set_off(lead, except, Duration::ZERO, run);
+        // What is left of a call's time does for the question.
+        let within = last_answer_within(self.cache.client.op_timeout(), self.wait());
+        self.set_off(lead, except, Duration::ZERO, within, run);
         match flight.wait(&Patience::new(true, None, self.options, Duration::ZERO)).await {
             Turn::Take(served) | Turn::LookAgain(served) => Ok(self.serve(&served)),
             Turn::Fail(error) => Err(error),

@@ -82,7 +82,7 @@ impl Client {
         wait: Duration,
     ) -> Result<Result<LockGuard, String>> {
         let call = ops::lock(name, Terms { wait, safe: duration }, &Chain::current().holds())?;
-        let mut attempts = self.attempts_within(call.sending.repeat, wait);
+        let mut attempts = self.attempts_within(call.sending.repeat, self.op_timeout(), wait);
         let (way, locked) = self.set_out(&call, &mut attempts, Turns::Waits).await?;
         Ok(match locked {
             Ok(fence) => {

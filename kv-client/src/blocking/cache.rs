@@ -406,7 +406,7 @@ impl Cache {
     /// See [`Error`](crate::Error).
     pub fn delete_many<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<u32> {
         let batch = BatchData::deletes(self.name(), keys);
-        keys.iter().for_each(|key| self.client.here().standby.forget(self.seat.id(), key.as_ref()));
+        keys.iter().for_each(|key| self.client.here().outage.standby.forget(self.seat.id(), key.as_ref()));
         let along = self.seat.report_along();
         self.client.invalidate(Some(self.name()), ops::commit_changed(&batch)?, along.as_ref())
     }
@@ -588,7 +588,7 @@ impl Cache {
 
     /// An invalidation of a key, or of many.
     fn invalidate<T: Default>(&self, key: Option<&[u8]>, call: Call<T>) -> Result<T> {
-        let standby = &self.client.here().standby;
+        let standby = &self.client.here().outage.standby;
         match key {
             Some(key) => standby.forget(self.seat.id(), key),
             None => standby.forget_all(),

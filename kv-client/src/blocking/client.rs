@@ -24,7 +24,6 @@ use crate::error::{Error, Result};
 use crate::fork::{Generation, Inherited};
 use crate::load::chain::Chain;
 use crate::load::flights::Flights;
-use crate::load::standby::Standby;
 use crate::lock::Lock;
 use crate::observe::Event;
 use crate::ops::{self, Call, Repeat, Sending, Wish};
@@ -70,7 +69,6 @@ pub(super) struct Pool {
     idle: Lock<Vec<Connection>>,
     pub(super) outage: Arc<Outage>,
     pub(super) flights: Flights<Flight>,
-    pub(super) standby: Standby,
     /// Loads in threads of their own.
     pub(super) detached: AtomicUsize,
 }
@@ -191,7 +189,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_all(&self, effect: Effect) -> Result<Version> {
-        self.here().standby.forget_all();
+        self.here().outage.standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Everything, effect)?, None)
     }
 
@@ -211,7 +209,7 @@ impl Client {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn clear_tag(&self, tag: impl AsRef<[u8]>, effect: Effect) -> Result<Version> {
-        self.here().standby.forget_all();
+        self.here().outage.standby.forget_all();
         self.invalidate(None, ops::clear(Scope::Tag { cache: None, tag: tag.as_ref() }, effect)?, None)
     }
 
@@ -514,9 +512,9 @@ impl Client {
         Attempts::new(&self.shared.settings, self.op_timeout, repeat)
     }
 
-    /// The same for a request that the daemon may let wait so long: its answer comes a little later.
-    pub(super) fn attempts_within(&self, repeat: Repeat, wait: Duration) -> Attempts {
-        Attempts::new(&self.shared.settings, self.op_timeout.max(wait + wait / 10), repeat)
+    /// The same for a request that the daemon may let wait for others, for `wait`: its answer comes a little later.
+    pub(super) fn attempts_within(&self, repeat: Repeat, within: Duration, wait: Duration) -> Attempts {
+        Attempts::new(&self.shared.settings, within.max(wait + wait / 10), repeat)
     }
 
     /// Sends a request, again where that is right, and reads its answer while it is still in the connection's buffer.
@@ -553,9 +551,9 @@ impl Client {
                 }
                 Err(failure) => {
                     drop(connection);
-                    let pause = attempts
-                        .lost(failure)
-                        .inspect_err(|error| self.note_silence(sending.lane, answers, error))?;
+                    let pause = attempts.lost(failure).inspect_err(|error| {
+                        self.note_silence(sending.lane, answers, self.op_timeout, error)
+                    })?;
                     std::thread::sleep(pause);
                     continue;
                 }
@@ -577,11 +575,11 @@ impl Client {
 }
 
 impl Client {
-    /// A request that waits for nothing was not answered in all its time: if nobody else was answered either, the daemon is as
+    /// A request that waits for nothing was not answered `within` all its time: if nobody else was answered either, the daemon is as
     /// good as dead.
-    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, error: &Error) {
+    pub(super) fn note_silence(&self, lane: ops::Lane, answers: u64, within: Duration, error: &Error) {
         let outage = &self.here().outage;
-        let is_patient = self.op_timeout >= self.shared.settings.op_timeout;
+        let is_patient = within >= self.shared.settings.op_timeout;
         let is_timeout = matches!(error, Error::Timeout { .. });
         if lane == ops::Lane::Reads && is_timeout && is_patient && outage.is_silent_since(answers) {
             outage.open(&self.shared.settings, error);

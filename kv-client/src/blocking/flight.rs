@@ -13,7 +13,9 @@ use crate::answers::Entry;
 use crate::error::{Error, Result};
 use crate::load::OnBusy;
 use crate::load::chain::Chain;
-use crate::load::course::{Landing, Loaded, Patience, Progress, Served, Turn, loader_vanished, not_stored};
+use crate::load::course::{
+    Landing, Loaded, Patience, Progress, Served, Stage, Turn, loader_vanished, not_stored,
+};
 use crate::load::entry::LoadOptions;
 use crate::load::glance::is_near_its_end;
 use crate::lock::{Lock, Signal};
@@ -30,6 +32,11 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn show_stale(&self, stale: &Served) {
         self.progress.lock().stale = Some(stale.clone());
+        self.turned.all();
+    }
+
+    pub(super) fn reach(&self, stage: Stage) {
+        self.progress.lock().stage = stage;
         self.turned.all();
     }
 
@@ -87,6 +94,8 @@ pub(super) struct Course {
     pub(super) chain: Chain,
     /// Longest wait for another process.
     pub(super) wait: Duration,
+    /// By when the daemon answers at the latest, beside that wait.
+    pub(super) answer_within: Duration,
 }
 
 impl Course {
@@ -99,12 +108,15 @@ impl Course {
         run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
     ) -> Landing {
         let (here, seat) = (self.cache.client.here(), &self.cache.seat);
-        let (mut road, mut loan) = match self.ask(self.except, self.wait) {
+        let asked = self.ask(self.except, self.wait);
+        if let Some(flight) = flight {
+            flight.reach(Stage::after(&asked));
+        }
+        let (mut road, mut loan) = match asked {
             Ok(asked) => asked,
             Err(error) if error.is_outage() => return self.fly_alone(true, run),
             Err(error) => return Landing::Failed(error),
         };
-        here.standby.clear();
         if let Loan::Hit(entry) = &loan
             && self.except.is_none()
             && !takes(&entry.value)
@@ -193,7 +205,9 @@ impl Course {
 
     pub(super) fn ask(&self, except: Option<Version>, wait: Duration) -> Result<(Road, Loan)> {
         let terms = Terms { wait, safe: self.options.lease };
-        let (road, mut loans) = self.cache.ask_for_lease(&[(&self.key, except)], terms, &self.chain)?;
+        let within = self.answer_within;
+        let (road, mut loans) =
+            self.cache.ask_for_lease(&[(&self.key, except)], terms, within, &self.chain)?;
         match loans.pop() {
             Some(loan) if loans.is_empty() => Ok((road, loan)),
             Some(_) | None => Err(Error::invalid("the daemon answered a lease with another number of loans")),
@@ -207,19 +221,19 @@ impl Course {
         run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
     ) -> Landing {
         let (here, seat) = (self.cache.client.here(), &self.cache.seat);
-        if outage && let Some(served) = here.standby.get(seat.id(), &self.key) {
+        if outage && let Some(served) = here.outage.standby.get(seat.id(), &self.key) {
             return Landing::Value(served);
         }
         seat.loads().alone();
-        let moment = here.standby.moment();
+        let moment = here.outage.standby.moment();
         match run(None, 0) {
             Ok(loaded) => {
                 let served = loaded.served();
                 if outage && loaded.put.is_some() {
-                    here.standby.keep(moment, seat.id(), &self.key, &served);
+                    here.outage.standby.keep(moment, seat.id(), &self.key, &served);
                 }
                 // Without a lease nobody but this process tells what happened meanwhile.
-                if here.standby.moment() == moment {
+                if here.outage.standby.moment() == moment {
                     Landing::Value(served)
                 } else {
                     Landing::Overtaken(served)
@@ -236,19 +250,20 @@ impl Cache {
         &self,
         wanted: &[(K, Option<Version>)],
         terms: Terms,
+        within: Duration,
         chain: &Chain,
     ) -> Result<(Road, Vec<Loan>)> {
         let call = ops::lease(self.name(), wanted, terms, &chain.holds())?;
         let settings = self.client.settings();
         let answers = self.client.here().outage.answers();
-        let mut attempts = self.client.attempts_within(call.sending.repeat, terms.wait);
+        let mut attempts = self.client.attempts_within(call.sending.repeat, within, terms.wait);
         let set_out = self.client.set_out(&call, &mut attempts);
         // The daemon answers before the wait is over, whatever others do.
-        set_out.inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, error)).inspect(
-            |_| {
+        set_out
+            .inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, within, error))
+            .inspect(|_| {
                 self.seat.attach_if_wanted(settings);
-            },
-        )
+            })
     }
 
     /// Fills, and gives the way back.

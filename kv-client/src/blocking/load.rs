@@ -19,7 +19,9 @@ use crate::codec::{Codec, Decoded};
 use crate::error::{Error, Result};
 use crate::limits::{DETACHED_LOADS_MAX, OVERTAKEN_MAX};
 use crate::load::chain::Chain;
-use crate::load::course::{Landing, Loaded, Patience, Served, Turn, conclude, decode, loader_failed};
+use crate::load::course::{
+    Landing, Loaded, Patience, Served, Turn, conclude, decode, last_answer_within, loader_failed,
+};
 use crate::load::entry::LoadOptions;
 use crate::load::flights::Boarded;
 use crate::load::glance::{Glance, Looker};
@@ -167,7 +169,7 @@ impl<T> EntryBuilder<Cache, T> {
         self,
         loader: impl FnOnce(&Fill<T>) -> Result<Option<T>, E>,
     ) -> Result<Option<T>> {
-        self.codec.negative()?;
+        self.codec.check_negatives()?;
         let glance =
             self.cache.glance(&self.cache.looker(self.codec, true), &self.key, self.options.refresh_ahead);
         self.resolve(true, glance, loader)
@@ -342,6 +344,7 @@ impl<T> Load<'_, T> {
     }
 
     fn course(&self, except: Option<Version>, chain: &Chain, wait: Duration) -> Course {
+        let answer_within = self.cache.client.op_timeout();
         Course {
             cache: self.cache.clone(),
             key: self.key.to_vec(),
@@ -349,7 +352,14 @@ impl<T> Load<'_, T> {
             except,
             chain: chain.clone(),
             wait,
+            answer_within,
         }
+    }
+
+    /// After a wait in vain: what is left of a call's time does for the question whether the lease is free by now.
+    fn last_course(&self, except: Option<Version>, chain: &Chain) -> Course {
+        let answer_within = last_answer_within(self.cache.client.op_timeout(), self.wait());
+        Course { answer_within, ..self.course(except, chain, Duration::ZERO) }
     }
 
     /// A value for this caller; `None`: it does not take it.
@@ -502,7 +512,7 @@ impl<T> Load<'_, T> {
                 return Ok(self.serve(served));
             }
             if here.outage.is_open()
-                && let Some(served) = here.standby.get(self.cache.seat.id(), self.key)
+                && let Some(served) = here.outage.standby.get(self.cache.seat.id(), self.key)
                 && let Some(value) = self.serve(&served)
             {
                 return Ok(Some(value));
@@ -544,7 +554,7 @@ impl<T> Load<'_, T> {
                 }
                 // In vain: it loads for itself.
                 Turn::GiveUp | Turn::Wait(_) => {
-                    return match set_off(self.course(except, chain, Duration::ZERO), None)
+                    return match set_off(self.last_course(except, chain), None)
                         .ok_or_else(|| gave_up(leads))?
                     {
                         Landing::Value(served) | Landing::Overtaken(served) => Ok(self.serve(&served)),

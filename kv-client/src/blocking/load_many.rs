@@ -162,7 +162,6 @@ impl<T> LoadMany<'_, T> {
             Err(error) if error.is_outage() => return self.load_alone(some, loader),
             Err(error) => return Err(error),
         };
-        self.cache.client.here().standby.clear();
         self.run(&mut road, &own, &stale, loader)?;
         // Now that it holds nothing, it waits for what others load.
         own.clear();
@@ -185,11 +184,12 @@ impl<T> LoadMany<'_, T> {
         stale: &mut HashMap<usize, Served>,
     ) -> Result<(Road, Own, Vec<usize>)> {
         let terms = Terms { wait: Duration::ZERO, safe: self.options.lease };
+        let within = self.cache.client.op_timeout();
         let wanted = |rest: &[usize], many: &Many<T>| -> Vec<_> {
             rest.iter().map(|&at| (many.keys[at].clone(), many.except[at])).collect()
         };
         let (mut road, mut loans) =
-            self.cache.ask_for_lease(&wanted(some, &self.many), terms, &self.chain)?;
+            self.cache.ask_for_lease(&wanted(some, &self.many), terms, within, &self.chain)?;
         let (mut own, mut busy, mut done) = (Own::new(), Vec::new(), 0);
         loop {
             if loans.is_empty() || loans.len() > some.len() - done {
@@ -378,7 +378,7 @@ impl<T> LoadMany<'_, T> {
         let (here, seat) = (self.cache.client.here(), self.cache.seat.id());
         let mut own = Own::new();
         for &at in some {
-            let kept = here.standby.get(seat, &self.many.keys[at]);
+            let kept = here.outage.standby.get(seat, &self.many.keys[at]);
             if !kept.is_some_and(|served| self.serve(at, &served)) {
                 own.push((at, 0));
             }
@@ -386,10 +386,10 @@ impl<T> LoadMany<'_, T> {
         if own.is_empty() {
             return Ok(());
         }
-        let moment = here.standby.moment();
+        let moment = here.outage.standby.moment();
         for ((at, _), (value, loaded)) in own.iter().zip(self.call(&own, loader)?) {
             if let Some(loaded) = loaded.filter(|loaded| loaded.put.is_some()) {
-                here.standby.keep(moment, seat, &self.many.keys[*at], &loaded.served());
+                here.outage.standby.keep(moment, seat, &self.many.keys[*at], &loaded.served());
             }
             self.cache.seat.loads().alone();
             self.many.set(*at, value);

@@ -77,7 +77,7 @@ impl Client {
     fn take_lock(&self, name: &str, duration: Duration, wait: Duration) -> Result<Result<LockGuard, String>> {
         let chain = Chain::current();
         let call = ops::lock(name, Terms { wait, safe: duration }, &chain.holds())?;
-        let mut attempts = self.attempts_within(call.sending.repeat, wait);
+        let mut attempts = self.attempts_within(call.sending.repeat, self.op_timeout(), wait);
         let (road, locked) = self.set_out(&call, &mut attempts)?;
         Ok(match locked {
             Ok(fence) => {

@@ -123,12 +123,40 @@ pub(crate) enum Landing {
     Failed(Error),
 }
 
+/// What who leads a load waits for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Stage {
+    /// For the daemon.
+    #[default]
+    Asks,
+    /// For its loader, or for what the daemon said to be used.
+    Loads,
+    /// For its loader since then, because the daemon did not answer.
+    LoadsAlone(Instant),
+}
+
+impl Stage {
+    /// What comes after the daemon was asked.
+    pub(crate) fn after<T>(asked: &Result<T>) -> Stage {
+        match asked {
+            Err(error) if error.is_outage() => Stage::LoadsAlone(Instant::now()),
+            Ok(_) | Err(_) => Stage::Loads,
+        }
+    }
+}
+
 /// How far a load is, for those who wait for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Progress {
+    pub(crate) stage: Stage,
     /// What may be served meanwhile.
     pub(crate) stale: Option<Served>,
     pub(crate) landing: Option<Landing>,
+}
+
+/// How long the daemon has for the question whether a lease is free after a `wait` in vain: what is left of a call's time.
+pub(crate) fn last_answer_within(op_timeout: Duration, wait: Duration) -> Duration {
+    op_timeout.saturating_sub(wait).max(op_timeout / 10)
 }
 
 /// What a caller who waits does next.
@@ -154,20 +182,45 @@ pub(crate) struct Patience {
     soft: Instant,
     /// Here its patience ends.
     hard: Option<Instant>,
+    /// Its patience with somebody else's load; `None`: it leads.
+    others: Option<Others>,
+}
+
+#[derive(Debug)]
+struct Others {
+    wait: Duration,
+    until: Instant,
+    /// So much longer while that one asks, so that the daemon's silence is noticed by one and not by all.
+    grace: Duration,
 }
 
 impl Patience {
     /// `wait`: how long it waits for somebody else's load.
     pub(crate) fn new(leads: bool, stale: Option<Served>, options: &LoadOptions, wait: Duration) -> Patience {
         let now = Instant::now();
-        let hard = options.hard_timeout.map(|hard| now + hard);
-        let others = (!leads).then(|| now + wait);
         Patience {
             leads,
             stale,
             soft: now + options.soft_timeout.unwrap_or(Duration::ZERO),
-            hard: [hard, others].into_iter().flatten().min(),
+            hard: options.hard_timeout.map(|hard| now + hard),
+            others: (!leads).then(|| Others {
+                wait,
+                until: now + wait,
+                // The wait is nine tenths of a call's time, and the one who asks has had all of it by then.
+                grace: if options.wait.is_none() { wait / 8 } else { Duration::ZERO },
+            }),
         }
+    }
+
+    /// When it is over. The wait for a load that the daemon did not answer begins with the load: whoever gave up before would
+    /// ask in vain too, and load beside it.
+    fn ends(&self, stage: Stage) -> Option<Instant> {
+        let others = self.others.as_ref().map(|others| match stage {
+            Stage::Asks => others.until + others.grace,
+            Stage::Loads => others.until,
+            Stage::LoadsAlone(since) => others.until.max(since + others.wait),
+        });
+        [self.hard, others].into_iter().flatten().min()
     }
 
     pub(crate) fn turn(&self, progress: &Progress) -> Turn {
@@ -179,13 +232,14 @@ impl Patience {
             None => {}
         }
         let now = Instant::now();
-        let is_over = self.hard.is_some_and(|hard| now >= hard);
+        let ends = self.ends(progress.stage);
+        let is_over = ends.is_some_and(|ends| now >= ends);
         match self.stale.as_ref().or(progress.stale.as_ref()) {
             // What is shown while it is reloaded ahead of its end is as good as any.
             Some(stale) if !stale.is_stale || now >= self.soft || is_over => Turn::Take(stale.clone()),
-            Some(_) => Turn::Wait(Some(self.hard.map_or(self.soft, |hard| hard.min(self.soft)))),
+            Some(_) => Turn::Wait(Some(ends.map_or(self.soft, |ends| ends.min(self.soft)))),
             None if is_over => Turn::GiveUp,
-            None => Turn::Wait(self.hard),
+            None => Turn::Wait(ends),
         }
     }
 }
@@ -253,8 +307,10 @@ mod tests {
         assert!(matches!(later.turn(&progress), Turn::Wait(Some(_))));
         let with_hard = Patience::new(true, Some(served("old")), &options(Some(60_000), Some(0)), wait);
         assert!(matches!(with_hard.turn(&progress), Turn::Take(_)), "the hard timeout holds always");
-        let ahead =
-            Progress { stale: Some(Served { is_stale: false, ..served("still good") }), landing: None };
+        let ahead = Progress {
+            stale: Some(Served { is_stale: false, ..served("still good") }),
+            ..Progress::default()
+        };
         let patient = Patience::new(true, None, &options(Some(60_000), None), wait);
         assert!(matches!(patient.turn(&ahead), Turn::Take(_)), "nobody waits for a reload ahead of the end");
     }
@@ -265,12 +321,37 @@ mod tests {
         let leads = Patience::new(true, None, &options(None, None), Duration::ZERO);
         assert!(matches!(leads.turn(&progress), Turn::Wait(None)));
         let joins = Patience::new(false, None, &options(None, None), Duration::ZERO);
-        assert!(matches!(joins.turn(&progress), Turn::GiveUp));
+        let loads = Progress { stage: Stage::Loads, ..Progress::default() };
+        assert!(matches!(joins.turn(&loads), Turn::GiveUp));
+    }
+
+    /// They used to ask a daemon that does not answer once more, each for all the time of a call, and then loaded beside each other.
+    #[test]
+    fn who_waits_for_somebody_that_the_daemon_does_not_answer_waits_for_its_load() {
+        let at = |stage| Progress { stage, ..Progress::default() };
+        let now = Instant::now();
+        let joins = Patience::new(false, None, &options(None, None), Duration::ZERO);
+        assert!(matches!(joins.turn(&at(Stage::LoadsAlone(now))), Turn::GiveUp));
+        let wait = Duration::from_secs(60);
+        let joins = Patience::new(false, None, &options(None, None), wait);
+        let end = |stage| match joins.turn(&at(stage)) {
+            Turn::Wait(Some(until)) => until,
+            turn => panic!("it waits, and does not {turn:?}"),
+        };
+        assert!(
+            end(Stage::Asks) >= end(Stage::Loads) + wait / 9,
+            "until the other one has asked for all its time"
+        );
+        let later = now + Duration::from_secs(30);
+        assert_eq!(end(Stage::LoadsAlone(later)), later + wait);
+        let brief = Patience::new(false, None, &options(None, Some(0)), wait);
+        assert!(matches!(brief.turn(&at(Stage::Asks)), Turn::GiveUp), "the hard timeout holds always");
     }
 
     #[test]
     fn what_was_overtaken_is_for_its_leader_alone() {
-        let progress = Progress { stale: None, landing: Some(Landing::Overtaken(served("old"))) };
+        let landing = Some(Landing::Overtaken(served("old")));
+        let progress = Progress { landing, ..Progress::default() };
         let wait = Duration::from_secs(60);
         assert!(matches!(
             Patience::new(true, None, &options(None, None), wait).turn(&progress),
