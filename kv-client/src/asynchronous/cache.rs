@@ -119,11 +119,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub async fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        let key = key.as_ref();
-        let entry = match self.seen(key, Parts::All) {
-            Some(entry) => entry,
-            None => self.ask(ops::get_entry(self.name(), key)?).await?,
-        };
+        let entry = self.client.forgive(&self.seat, self.read(key.as_ref()).await)?;
         if let Some(scope) = &self.scope {
             scope.read(entry.as_ref());
         }
@@ -219,10 +215,20 @@ impl Cache {
             self.tell(is_due);
             return Ok(values);
         }
-        if self.scope.is_some() {
+        if let Some(scope) = &self.scope {
             let mut values = Vec::with_capacity(keys.len());
             for key in keys {
-                values.push(self.get(key).await?);
+                let entry = match self.read(key.as_ref()).await {
+                    // The daemon does not answer: each of the others would wait as long for it.
+                    Err(error) if error.is_outage() => {
+                        self.client.forgive(&self.seat, Err::<(), _>(error))?;
+                        scope.read(None);
+                        return Ok(keys.iter().map(|_| None).collect());
+                    }
+                    entry => entry?,
+                };
+                scope.read(entry.as_ref());
+                values.push(entry.filter(|entry| !entry.is_stale()).map(|entry| entry.value));
             }
             return Ok(values);
         }
@@ -661,6 +667,15 @@ impl Cache {
         if is_due {
             self.client.tell(&self.seat);
         }
+    }
+
+    /// All about an item, and the error of a daemon that is away.
+    async fn read(&self, key: &[u8]) -> Result<Option<Entry>> {
+        if let Some(entry) = self.seen(key, Parts::All) {
+            return Ok(entry);
+        }
+        let call = ops::get_entry(self.name(), key)?;
+        self.client.ask(&self.seat, call.sending, call.read).await
     }
 
     /// A read that shared memory could not answer.

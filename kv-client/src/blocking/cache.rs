@@ -109,11 +109,7 @@ impl Cache {
     /// # Errors
     /// See [`Error`](crate::Error).
     pub fn get_entry(&self, key: impl AsRef<[u8]>) -> Result<Option<Entry>> {
-        let key = key.as_ref();
-        let entry = match self.seen(key, Parts::All) {
-            Some(entry) => entry,
-            None => self.ask(ops::get_entry(self.name(), key)?)?,
-        };
+        let entry = self.client.forgive(&self.seat, self.read(key.as_ref()))?;
         if let Some(scope) = &self.scope {
             scope.read(entry.as_ref());
         }
@@ -197,8 +193,22 @@ impl Cache {
             self.tell(is_due);
             return Ok(values);
         }
-        if self.scope.is_some() {
-            return keys.iter().map(|key| self.get(key)).collect();
+        if let Some(scope) = &self.scope {
+            let mut values = Vec::with_capacity(keys.len());
+            for key in keys {
+                let entry = match self.read(key.as_ref()) {
+                    // The daemon does not answer: each of the others would wait as long for it.
+                    Err(error) if error.is_outage() => {
+                        self.client.forgive(&self.seat, Err::<(), _>(error))?;
+                        scope.read(None);
+                        return Ok(keys.iter().map(|_| None).collect());
+                    }
+                    entry => entry?,
+                };
+                scope.read(entry.as_ref());
+                values.push(entry.filter(|entry| !entry.is_stale()).map(|entry| entry.value));
+            }
+            return Ok(values);
         }
         let mut many = GetMany::new(self.name(), keys)?;
         while let Some(sending) = many.next() {
@@ -578,6 +588,15 @@ impl Cache {
         if is_due {
             self.client.tell(&self.seat);
         }
+    }
+
+    /// All about an item, and the error of a daemon that is away.
+    fn read(&self, key: &[u8]) -> Result<Option<Entry>> {
+        if let Some(entry) = self.seen(key, Parts::All) {
+            return Ok(entry);
+        }
+        let call = ops::get_entry(self.name(), key)?;
+        self.client.ask(&self.seat, &call.sending, call.read)
     }
 
     /// A read that shared memory could not answer.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_proto::Version;
 use kv_proto::wire::{Effect, Response, Scope};
@@ -398,9 +398,9 @@ impl Client {
         sending: &Sending,
         read: impl FnMut(Response<'_>) -> Result<T>,
     ) -> Result<T> {
-        let along = seat.report_along();
+        let (along, deadline) = (seat.report_along(), Instant::now() + self.op_timeout);
         let answer = self.call_with(sending, along.as_ref(), read)?;
-        seat.attach_if_wanted(&self.shared.settings);
+        seat.attach_if_wanted(&self.shared.settings, deadline);
         Ok(answer)
     }
 

@@ -25,6 +25,9 @@ use crate::places::{self, Place};
 use crate::retry::{Attempts, Failure, fits};
 use crate::shared;
 
+/// A call that finds the socket's timeouts set may end so much after its deadline.
+const LATE_MAX: Duration = Duration::from_millis(2);
+
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: UnixStream,
@@ -191,7 +194,8 @@ impl Connection {
                         self.wait_until(deadline).map_err(|error| (written, error))?;
                     }
                 }
-                Err(Errno::INTR) => {}
+                // What it has waited is not given twice.
+                Err(Errno::INTR) => self.wait_until(deadline).map_err(|error| (written, error))?,
                 Err(error) => return Err((written, error.into())),
             }
         }
@@ -213,7 +217,9 @@ impl Connection {
                         None => self.wait_until(deadline).map_err(Broken::Io)?,
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.wait_until(deadline).map_err(Broken::Io)?;
+                }
                 Err(error) => return Err(Broken::Io(error)),
             }
         }
@@ -232,10 +238,10 @@ impl Connection {
     }
 
     /// As `wait_until`, for a call that begins here: one that has all its time before it finds the timeouts as its
-    /// predecessor had them, and costs no system call. It may end a little late, by a 64th of its time.
+    /// predecessor had them, and costs no system call. It may end a little late, by a 64th of its time and [`LATE_MAX`] at most.
     fn begin(&mut self, deadline: Instant, op_timeout: Duration) -> io::Result<()> {
         let used = op_timeout.saturating_sub(deadline.saturating_duration_since(Instant::now()));
-        if used > op_timeout / 64 {
+        if used > (op_timeout / 64).min(LATE_MAX) {
             return self.wait_until(deadline);
         }
         if self.timeout != op_timeout {

@@ -262,7 +262,7 @@ impl Cache {
         set_out
             .inspect_err(|error| self.client.note_silence(ops::Lane::Reads, answers, within, error))
             .inspect(|_| {
-                self.seat.attach_if_wanted(settings);
+                self.seat.attach_if_wanted(settings, attempts.deadline());
             })
     }
 

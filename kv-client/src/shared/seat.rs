@@ -317,10 +317,10 @@ impl Seat {
         Read::Ask
     }
 
-    /// After the daemon has answered: attaches where that is wanted and nobody else does.
-    pub(crate) fn attach_if_wanted(&self, settings: &Settings) {
+    /// After the daemon has answered: attaches where that is wanted and nobody else does, in what is left of the call's time.
+    pub(crate) fn attach_if_wanted(&self, settings: &Settings, deadline: Instant) {
         if let Some(claim) = self.claim(settings) {
-            self.attach(settings, claim);
+            self.attach(settings, claim.min(deadline));
         }
     }
 

@@ -90,6 +90,23 @@ fn semantic_06_a_stopped_daemon_is_as_good_as_a_dead_one() {
     assert_eq!(server.direct().cache("c").get("k").unwrap(), None, "delivered before anybody is let through");
 }
 
+/// They used to be asked for one after the other, each for all the time of a call.
+#[test]
+fn semantic_06_many_keys_in_a_scope_wait_for_a_stopped_daemon_once() {
+    let server = kvd::testing::server();
+    let relay = Relay::to(server.socket());
+    // More patient than the call, whose silence therefore says nothing about the daemon: nothing is answered at once.
+    let client = by_socket(relay.socket()).build_lazy();
+    until("a connection", || client.ping().is_ok());
+    let scope = kv_client::Scope::new();
+    let cache = client.with_op_timeout(BRIEF).cache("c").in_scope(&scope);
+    relay.stop();
+    assert_eq!(cache.get_many(&["a", "b", "c", "d"]).unwrap(), [None, None, None, None]);
+    assert_eq!(stats(&client, "c").loads.outage_misses, 1);
+    assert_eq!(scope.max_age(), Some(Duration::ZERO));
+    relay.go_on();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn semantic_06_async_a_stopped_daemon_is_a_miss_and_a_load_an_outage_long() {
     let server = kvd::testing::server();
