@@ -131,7 +131,6 @@ fn slow_log_says_what_took_long_and_what_it_waited_for() {
     let _daemon = home.start();
     let client = home.client();
     client.cache("c").put("k", "v", None).unwrap();
-    assert!(run(&home, &["slow-log"]).1.contains("nothing to show"));
     let mut open = client.begin().unwrap();
     open.put("c", "k", "other", None).unwrap();
     std::thread::scope(|scope| {
@@ -158,6 +157,9 @@ fn slow_log_says_what_took_long_and_what_it_waited_for() {
     assert!(table.contains("k\\x1b") && table.contains("OPERATION"), "{table}");
     assert!(run(&home, &["slow-log", "--longer-than", "1h"]).1.contains("nothing to show"));
     fails(&home, &["slow-log", "--longer-than", "soon"], 2, &["250ms"]);
+    let quiet = Home::with(&["--slow-log-threshold", "1h"]);
+    let _daemon = quiet.start();
+    assert!(run(&quiet, &["slow-log"]).1.contains("nothing to show"));
     fails(&Home::new(), &["slow-log"], 69, &["kvd serve"]);
 }
 

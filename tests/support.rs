@@ -1,14 +1,15 @@
 //! Starting daemons, waiting with a deadline, and ending what was started.
 
+use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use kv_client::blocking::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tempfile::TempDir;
 
 /// Longest wait of a test for anything that should happen soon.
@@ -16,14 +17,57 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// Held by a test that says how long something may take at most.
-pub(crate) fn timed() -> RwLockReadGuard<'static, ()> {
-    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+/// What a thread has of the machine: all of it, or the same part as often as it was asked for.
+#[derive(Default)]
+struct Held {
+    parts: usize,
+    part: Option<RwLockReadGuard<'static, ()>>,
+    whole: Option<RwLockWriteGuard<'static, ()>>,
 }
 
-/// Held by a test that takes the whole machine: while it does, none that is timed runs.
-pub(crate) fn whole_machine() -> RwLockWriteGuard<'static, ()> {
-    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+thread_local!(static HELD: RefCell<Held> = RefCell::default());
+
+/// A part of the machine, given back when the thread's last one is dropped; whoever has a [`Home`] has one.
+pub(crate) struct Part;
+
+/// Held by a test that says how long something may take at most, before it has a [`Home`] or without one.
+pub(crate) fn timed() -> Part {
+    HELD.with_borrow_mut(|held| {
+        if held.parts == 0 && held.whole.is_none() {
+            held.part = Some(MACHINE.read());
+        }
+        held.parts += 1;
+    });
+    Part
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        HELD.with_borrow_mut(|held| {
+            held.parts -= 1;
+            if held.parts == 0 {
+                held.part = None;
+            }
+        });
+    }
+}
+
+/// All of the machine.
+pub(crate) struct Whole;
+
+/// Held by a test that takes the whole machine: while it does, no other that is timed or has a daemon runs.
+pub(crate) fn whole_machine() -> Whole {
+    HELD.with_borrow_mut(|held| {
+        assert_eq!(held.parts, 0, "the whole machine is taken before a part of it");
+        held.whole = Some(MACHINE.write());
+    });
+    Whole
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        HELD.with_borrow_mut(|held| held.whole = None);
+    }
 }
 
 /// A directory with a daemon's store, socket and configuration; the daemon may come and go.
@@ -31,6 +75,7 @@ pub(crate) struct Home {
     dir: TempDir,
     elsewhere: Option<PathBuf>,
     flags: Vec<String>,
+    _part: Part,
 }
 
 /// A running `kvd serve`; killed when dropped.
@@ -47,11 +92,13 @@ impl Home {
 
     /// A home whose daemons get these flags.
     pub(crate) fn with(flags: &[&str]) -> Home {
+        let part = timed();
         let dir = tempfile::Builder::new()
             .prefix("kvd-test-")
             .tempdir()
             .expect("a temporary directory can be made");
-        Home { dir, elsewhere: None, flags: flags.iter().map(|&flag| flag.to_owned()).collect() }
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        Home { dir, elsewhere: None, flags, _part: part }
     }
 
     /// A home whose daemons read this configuration.
