@@ -3,6 +3,7 @@
 //! Compiled as a target of `kvd`, so that the binary under test is built with it. Every test has a directory and a
 //! socket of its own; all run in parallel.
 
+mod access;
 mod architecture;
 mod backups;
 mod churn;

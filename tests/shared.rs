@@ -622,7 +622,7 @@ fn another_user_reads_shared_where_the_lists_allow_it_and_nothing_else() {
     command.uid(4_242).gid(4_242).current_dir("/");
     let said = run_role("reader", command, &home.socket());
     assert!(said.contains("read shared"), "{said}");
-    assert!(said.contains("user 4242 may not use cache closed"), "{said}");
+    assert!(said.contains("user 4242 may not read in cache closed"), "{said}");
 }
 
 #[test]

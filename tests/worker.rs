@@ -52,6 +52,9 @@ fn process() {
         Ok("storm") => crate::crash::storm_worker(),
         Ok("restarted") => crate::restart::restarted(),
         Ok("stranger") => crate::reload::stranger(),
+        Ok("attempter") => crate::access::attempter(),
+        Ok("foreigner") => crate::access::foreigner(),
+        Ok("reader-meanwhile") => crate::access::reader_meanwhile(),
         Ok("echo") => println!("echo {}", std::env::var("KVD_SOCKET").unwrap_or_default()),
         Ok(role) => panic!("nobody knows the role {role}"),
         Err(_) => {

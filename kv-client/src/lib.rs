@@ -53,9 +53,9 @@ mod typed;
 mod undelivered;
 
 pub use answers::{
-    CacheInfo, CacheStats, Change, Checked, ClearedScope, ClientInfo, ClientStats, Committed, Compacted,
-    Entry, Fallbacks, Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome, ReadPath, Reloaded, Restart,
-    SlowLog, SlowRequest, Stopping, TransactionInfo, Transactions,
+    AccessReport, CacheInfo, CacheRights, CacheStats, Change, Checked, ClearedScope, ClientInfo, ClientStats,
+    Committed, Compacted, Entry, Fallbacks, Freshness, HotKey, Life, Loads, Metric, Page, PutOutcome,
+    ReadPath, Reloaded, Restart, SlowLog, SlowRequest, Stopping, TransactionInfo, Transactions,
 };
 #[cfg(feature = "tokio")]
 pub use asynchronous::{Admin, Backup, Cache, Client, LockGuard, Scan, Transaction, Watch};
@@ -63,7 +63,7 @@ pub use batch::Batch;
 pub use codec::SchemaVersion;
 pub use error::{Attempt, Error, Result, RetryAdvice};
 pub use kv_proto::Version;
-pub use kv_proto::wire::{Durability, Effect, ErrorKind, RestartState, SlowOrder};
+pub use kv_proto::wire::{Durability, Effect, ErrorKind, RestartState, Rights, SlowOrder};
 pub use load::{EntryBuilder, Fill, Missing, OnBusy};
 #[cfg(feature = "metrics")]
 pub use observe::MetricsObserver;

@@ -3,10 +3,11 @@
 //! `KVD_GOLDEN=print cargo test -p kv-proto --test golden -- --nocapture` prints the list after a variant was appended.
 
 use kv_proto::wire::{
-    Bytes, CacheInfo, Change, Check, Checked, ClientInfo, Condition, Durability, Effect, Entry, ErrorKind,
-    Expect, Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric, PROTOCOL_MAGIC, PutOptions,
-    ReadPath, Request, Response, Restart, RestartState, ScanItem, Scope, Sliding, SlowOrder, SlowRequest,
-    TransactionInfo, Versioned, Want, Wanted, Welcome, What, WireError, Write,
+    AccessReport, Bytes, CacheInfo, CacheRights, Change, Check, Checked, ClientInfo, Condition, Durability,
+    Effect, Entry, ErrorKind, Expect, Expiry, Filling, Freshness, Hello, HotKey, Item, Loan, Metric,
+    PROTOCOL_MAGIC, PutOptions, ReadPath, Request, Response, Restart, RestartState, Rights, ScanItem, Scope,
+    Sliding, SlowOrder, SlowRequest, TransactionInfo, Versioned, Want, Wanted, Welcome, What, WireError,
+    Write,
 };
 use kv_proto::wire::{Envelope, FrameError, decode, encode_into, split_frame};
 use serde::{Deserialize, Serialize};
@@ -151,6 +152,7 @@ fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("reload", Request::Reload),
         ("restart", Request::Restart { clear: vec!["c"] }),
         ("last_restart", Request::LastRestart),
+        ("access", Request::Access { uid: Some(300) }),
     ]
 }
 
@@ -286,6 +288,15 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
         ("reloaded", Response::Reloaded { applied: vec!["a"], needs_restart: vec!["n"] }),
         ("restarting", Response::Restarting { number: 300 }),
         ("restarted", Response::Restarted(restart)),
+        (
+            "access",
+            Response::Access(AccessReport {
+                uid: 300,
+                groups: vec![5, 6],
+                rights: Rights::READ | Rights::ADMIN,
+                caches: vec![CacheRights { cache: "c", is_listed: true, rights: Rights::CACHE }],
+            }),
+        ),
     ]
 }
 
@@ -345,6 +356,7 @@ const GOLDEN: &[(&str, &str)] = &[
     ("request reload", "020000000027"),
     ("request restart", "050000000028010163"),
     ("request last_restart", "020000000029"),
+    ("request access", "05000000002a01ac02"),
     ("response done", "0100000000"),
     ("response missing", "0100000001"),
     ("response item", "10000000020176ac020101010201050405010174"),
@@ -388,6 +400,7 @@ const GOLDEN: &[(&str, &str)] = &[
     ("response reloaded", "070000001f01016101016e"),
     ("response restarting", "0300000020ac02"),
     ("response restarted", "0b000000210102016dac0202030405"),
+    ("response access", "0c00000022ac0202050621010163011f"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

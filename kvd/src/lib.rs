@@ -19,6 +19,7 @@ pub mod supervisor;
 pub mod testing;
 pub(crate) mod txn;
 pub mod units;
+pub(crate) mod users;
 pub(crate) mod waited;
 
 pub use embedded::Embedded;

@@ -218,6 +218,7 @@ labels! {
         Reload => "reload", "[`Request::Reload`].";
         Restart => "restart", "[`Request::Restart`].";
         LastRestart => "last_restart", "[`Request::LastRestart`].";
+        Access => "access", "[`Request::Access`].";
     }
 }
 
@@ -288,6 +289,7 @@ impl Operation {
             Request::Reload => Operation::Reload,
             Request::Restart { .. } => Operation::Restart,
             Request::LastRestart => Operation::LastRestart,
+            Request::Access { .. } => Operation::Access,
         }
     }
 }

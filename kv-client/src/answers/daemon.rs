@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use kv_proto::Version;
-use kv_proto::wire::{self, Durability, RestartState};
+use kv_proto::wire::{self, Durability, RestartState, Rights};
 
 use super::client::ReadPath;
 
@@ -108,6 +108,48 @@ impl ClientInfo {
             idle: Duration::from_millis(info.idle_ms),
             requests: info.requests,
             paths: info.paths.iter().map(path).collect(),
+        }
+    }
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccessReport {
+    /// The user.
+    pub uid: u32,
+    /// Its groups, as far as they count: none where no list names groups.
+    pub groups: Vec<u32>,
+    /// What the daemon's `[access]` gives it. Nothing: it may not connect. With [`Rights::ADMIN`]: everything.
+    pub rights: Rights,
+    /// What it may do with each cache there is, by name.
+    pub caches: Vec<CacheRights>,
+}
+
+/// What a user may do with a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheRights {
+    /// The cache.
+    pub cache: String,
+    /// Whether the cache has a list of its own, which counts instead of the daemon's.
+    pub is_listed: bool,
+    /// The verbs.
+    pub rights: Rights,
+}
+
+impl AccessReport {
+    pub(crate) fn from_wire(report: &wire::AccessReport<'_>) -> AccessReport {
+        let caches = report.caches.iter().map(|cache| CacheRights {
+            cache: cache.cache.to_owned(),
+            is_listed: cache.is_listed,
+            rights: cache.rights,
+        });
+        AccessReport {
+            uid: report.uid,
+            groups: report.groups.clone(),
+            rights: report.rights,
+            caches: caches.collect(),
         }
     }
 }

@@ -9,7 +9,7 @@ mod items;
 pub use client::{CacheStats, ClientStats, Fallbacks, Loads, ReadPath};
 pub(crate) use daemon::Compacting;
 pub use daemon::{
-    CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog, SlowRequest,
-    Stopping, TransactionInfo, Transactions,
+    AccessReport, CacheInfo, CacheRights, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart,
+    SlowLog, SlowRequest, Stopping, TransactionInfo, Transactions,
 };
 pub use items::{Change, ClearedScope, Committed, Entry, Freshness, Life, Page, PutOutcome};

@@ -9,8 +9,8 @@ use kv_proto::wire::SlowOrder;
 use super::backup::Backup;
 use super::client::Client;
 use crate::answers::{
-    CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog, Stopping,
-    Transactions,
+    AccessReport, CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog,
+    Stopping, Transactions,
 };
 use crate::error::Result;
 use crate::ops;
@@ -309,6 +309,26 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub async fn last_restart(&self) -> Result<Restart> {
         self.client.call(ops::last_restart()).await
+    }
+
+    /// What a user may do; `None`: the one who asks. Others only for who has [`Rights::ADMIN`](crate::Rights::ADMIN).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), kv_client::Error> {
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::Client::builder().socket(server.socket()).build().await?;
+    /// use kv_client::Rights;
+    /// assert_eq!(client.admin().access(Some(65_534)).await?.rights, Rights::empty());
+    /// assert!(client.admin().access(None).await?.rights.contains(Rights::ADMIN));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub async fn access(&self, uid: Option<u32>) -> Result<AccessReport> {
+        self.client.call(ops::access(uid)).await
     }
 
     /// As [`Client::ping`].

@@ -9,8 +9,8 @@ use kv_proto::wire::SlowOrder;
 use super::backup::Backup;
 use super::client::Client;
 use crate::answers::{
-    CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog, Stopping,
-    Transactions,
+    AccessReport, CacheInfo, Checked, ClientInfo, Compacted, HotKey, Metric, Reloaded, Restart, SlowLog,
+    Stopping, Transactions,
 };
 use crate::error::Result;
 use crate::ops;
@@ -262,6 +262,26 @@ impl Admin {
     /// See [`Error`](crate::Error).
     pub fn last_restart(&self) -> Result<Restart> {
         self.client.call(ops::last_restart())
+    }
+
+    /// What a user may do; `None`: the one who asks. Others only for who has [`Rights::ADMIN`](crate::Rights::ADMIN).
+    ///
+    /// ```
+    /// # let server = kvd::testing::server();
+    /// # let client = kv_client::blocking::Client::builder().socket(server.socket()).build()?;
+    /// use kv_client::Rights;
+    /// client.cache("product").put("42", "rocket", None)?;
+    /// let nobody = client.admin().access(Some(65_534))?;
+    /// assert_eq!(nobody.rights, Rights::empty());
+    /// assert_eq!(nobody.caches[0].rights, Rights::empty());
+    /// assert!(client.admin().access(None)?.rights.contains(Rights::ADMIN));
+    /// # Ok::<(), kv_client::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`](crate::Error).
+    pub fn access(&self, uid: Option<u32>) -> Result<AccessReport> {
+        self.client.call(ops::access(uid))
     }
 
     /// As [`Client::ping`].

@@ -6,8 +6,8 @@ use kv_proto::wire::{Request, Response, SlowOrder};
 use super::checks::check_cache;
 use super::{Call, Lane, Repeat, read_done, read_written, unexpected};
 use crate::answers::{
-    CacheInfo, Checked, ClientInfo, Compacted, Compacting, HotKey, Metric, Reloaded, Restart, SlowLog,
-    SlowRequest, Stopping, TransactionInfo, Transactions,
+    AccessReport, CacheInfo, Checked, ClientInfo, Compacted, Compacting, HotKey, Metric, Reloaded, Restart,
+    SlowLog, SlowRequest, Stopping, TransactionInfo, Transactions,
 };
 use crate::error::Result;
 
@@ -38,6 +38,14 @@ pub(crate) fn clients() -> Call<Vec<ClientInfo>> {
     Call::new(Request::Clients, Lane::Reads, Repeat::Harmless, |response| match response {
         Response::Clients(clients) => Ok(clients.iter().map(ClientInfo::from_wire).collect()),
         other => Err(unexpected("clients", &other)),
+    })
+}
+
+/// What a user may do.
+pub(crate) fn access(uid: Option<u32>) -> Call<AccessReport> {
+    Call::new(Request::Access { uid }, Lane::Reads, Repeat::Harmless, |response| match response {
+        Response::Access(report) => Ok(AccessReport::from_wire(&report)),
+        other => Err(unexpected("access", &other)),
     })
 }
 

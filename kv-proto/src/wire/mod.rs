@@ -8,6 +8,7 @@ mod error;
 mod frame;
 mod request;
 mod response;
+mod rights;
 
 pub use error::{ErrorKind, WireError};
 pub use frame::{
@@ -19,6 +20,8 @@ pub use request::{
     SlowOrder, Versioned, Want, Wanted, Write,
 };
 pub use response::{
-    CacheInfo, Change, Checked, ClientInfo, Durability, Entry, Freshness, HotKey, Item, Loan, Metric,
-    ReadPath, Response, Restart, RestartState, ScanItem, SlowRequest, Tags, TransactionInfo, What,
+    AccessReport, CacheInfo, CacheRights, Change, Checked, ClientInfo, Durability, Entry, Freshness, HotKey,
+    Item, Loan, Metric, ReadPath, Response, Restart, RestartState, ScanItem, SlowRequest, Tags,
+    TransactionInfo, What,
 };
+pub use rights::Rights;

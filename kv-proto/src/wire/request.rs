@@ -255,6 +255,11 @@ pub enum Request<'a> {
     },
     /// How the newest restart in place went: `Restarted`.
     LastRestart,
+    /// What a user may do: `Access`.
+    Access {
+        /// `None`: the caller. Others only for who has [`Rights::ADMIN`](super::Rights::ADMIN).
+        uid: Option<u32>,
+    },
 }
 
 /// Which slow requests come first.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::WireError;
 use super::request::{Bytes, Effect};
+use super::rights::Rights;
 use crate::Version;
 
 /// The answers. Append new ones at the end: the position is the byte on the wire.
@@ -112,6 +113,33 @@ pub enum Response<'a> {
     Restarting { number: u64 },
     /// The newest restart in place.
     Restarted(#[serde(borrow)] Restart<'a>),
+    /// What a user may do.
+    Access(#[serde(borrow)] AccessReport<'a>),
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessReport<'a> {
+    /// The user.
+    pub uid: u32,
+    /// Its groups, as far as they count: none where the lists name no groups.
+    pub groups: Vec<u32>,
+    /// What `[access]` gives it; nothing: it may not connect.
+    pub rights: Rights,
+    /// What it may do with each cache there is.
+    #[serde(borrow)]
+    pub caches: Vec<CacheRights<'a>>,
+}
+
+/// What a user may do with a cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheRights<'a> {
+    /// The cache.
+    pub cache: &'a str,
+    /// Whether the cache has a list of its own.
+    pub is_listed: bool,
+    /// The verbs.
+    pub rights: Rights,
 }
 
 /// What a check of a serving daemon found.

@@ -4,6 +4,7 @@
 //! daemon. Answers go to standard output, everything said about them to standard error, in one line that says what
 //! to do.
 
+mod access;
 mod backup;
 mod caches;
 mod check;
@@ -107,6 +108,7 @@ enum Command {
     Stats(stats::Args),
     Caches(caches::Args),
     Clients(clients::Args),
+    Access(access::Args),
     Locks(locks::Args),
     #[command(name = "slow-log")]
     SlowLog(slow_log::Args),
@@ -147,6 +149,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Stats(args) => stats::run(&common, &args),
         Command::Caches(args) => caches::run(&common, &args),
         Command::Clients(args) => clients::run(&common, &args),
+        Command::Access(args) => access::run(&common, &args),
         Command::Locks(args) => locks::run(&common, &args),
         Command::SlowLog(args) => slow_log::run(&common, &args),
         Command::Watch(args) => watch::run(&common, &args),

@@ -97,10 +97,10 @@ pub(super) struct Args {
     /// How transactions keep out of each other's way: database, key or optimistic (see docs/LOCKING.md)
     #[arg(long, value_name = "MODE")]
     locking: Option<String>,
-    /// Let this user connect; may be given several times
+    /// Let this user connect, as shop or report:read+scan (see kvd access --help); may be given several times
     #[arg(long, value_name = "USER")]
     allow_user: Vec<String>,
-    /// Let members of this group connect; may be given several times
+    /// Let members of this group connect, as staff or staff:read; may be given several times
     #[arg(long, value_name = "GROUP")]
     allow_group: Vec<String>,
     /// Requests that take longer are kept for `kvd slow-log`; 0: none

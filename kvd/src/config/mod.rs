@@ -4,16 +4,18 @@
 //! turns them into a [`Config`], checked whole. `cli::serve` and embedding applications call it. It must never read
 //! half a configuration: either everything fits, or the error names place, key, value and limit and nothing starts.
 
+mod access;
 mod error;
 mod file;
 mod reload;
 mod resolve;
 mod source;
 
+pub use access::Access;
 pub use error::ConfigError;
 pub use source::{HOST_KEYS, Sources};
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -96,7 +98,7 @@ pub struct CacheConfig {
     pub after_clean_stop: bool,
     /// Whether clients may map its memory.
     pub shared: bool,
-    /// Who may use it, of those who may connect; nobody listed: all of them.
+    /// Who may do what with it, of those who may connect; nobody listed: what the host's list says.
     pub access: Access,
 }
 
@@ -118,28 +120,11 @@ impl CacheConfig {
     }
 }
 
-/// Who is admitted besides the daemon's own user and root.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Access {
-    /// User ids.
-    pub users: BTreeSet<u32>,
-    /// Group ids, primary or supplementary.
-    pub groups: BTreeSet<u32>,
-}
-
-impl Access {
-    /// Whether nobody is listed.
-    #[must_use]
-    pub fn is_private(&self) -> bool {
-        self.users.is_empty() && self.groups.is_empty()
-    }
-}
-
 impl Config {
-    /// Whether any cache says itself who may use it.
-    pub(crate) fn lists_users_by_cache(&self) -> bool {
-        let mut caches = self.caches.values().chain([&self.default]);
-        caches.any(|cache| !cache.access.is_private())
+    /// Whether any list names groups, so that those of a caller have to be known.
+    pub(crate) fn lists_groups(&self) -> bool {
+        let caches = self.caches.values().chain([&self.default]).map(|cache| &cache.access);
+        caches.chain([&self.access]).any(|access| !access.groups.is_empty())
     }
 }
 
@@ -209,7 +194,7 @@ pub struct Config {
     pub connections_per_user_max: usize,
     /// A connection that asks nothing for this long is closed; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Who may connect.
+    /// Who may connect, and do what with caches that list nobody.
     pub access: Access,
     /// Whether a store that is proven corrupt is set aside at start although a cache in it had durable writes. Asked
     /// for by hand only, never configured.

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
+use super::access::show_list;
 use super::{CacheConfig, Config};
 use crate::orders::Reloaded;
 use crate::units::show_bytes;
@@ -48,8 +49,8 @@ impl Config {
         let new_most = &new.connections_per_user_max;
         tell(applied, "connections_per_user_max", connections_per_user_max, new_most, shown);
         tell(applied, "idle_timeout", idle_timeout, &new.idle_timeout, |idle| period(idle, "never"));
-        tell(applied, "access.users", &access.users, &new.access.users, shown);
-        tell(applied, "access.groups", &access.groups, &new.access.groups, shown);
+        tell(applied, "access.users", &access.users, &new.access.users, show_list);
+        tell(applied, "access.groups", &access.groups, &new.access.groups, show_list);
         tell(applied, "slow_log_threshold", slow_log_threshold, &new.slow_log_threshold, |threshold| {
             period(threshold, "none")
         });
@@ -118,12 +119,14 @@ fn tell_cache(lines: &mut Vec<String>, path: &str, old: Option<&CacheConfig>, ne
     let (old_after, new_after) = (&old.after_clean_stop, &new.after_clean_stop);
     tell(lines, &format!("{path}.after_clean_stop"), old_after, new_after, shown);
     tell(lines, &format!("{path}.shared"), &old.shared, &new.shared, shown);
-    tell(lines, &format!("{path}.users"), &old.access.users, &new.access.users, shown);
-    tell(lines, &format!("{path}.groups"), &old.access.groups, &new.access.groups, shown);
+    tell(lines, &format!("{path}.users"), &old.access.users, &new.access.users, show_list);
+    tell(lines, &format!("{path}.groups"), &old.access.groups, &new.access.groups, show_list);
 }
 
 #[cfg(test)]
 mod tests {
+    use kv_proto::wire::Rights;
+
     use super::*;
     use crate::config::MetricsListen;
     use crate::logging::LogFormat;
@@ -133,15 +136,18 @@ mod tests {
         let old = Config::in_dir("x");
         let mut new = old.clone();
         new.memory_bytes *= 2;
-        new.access.users.insert(4_242);
+        new.access.users.insert(4_242, Rights::READ);
         new.slow_log_threshold = None;
         new.redb_cache_bytes += 1;
         new.metrics_listen = MetricsListen::parse("127.0.0.1:9464").ok();
         new.log_format = LogFormat::Json;
         new.caches.insert("page".to_owned(), CacheConfig::of_memory(1 << 20));
         let (adjusted, told) = old.adjusted(&new);
-        let applied =
-            ["memory: 256 MiB -> 512 MiB", "access.users: {} -> {4242}", "slow_log_threshold: 10ms -> none"];
+        let applied = [
+            "memory: 256 MiB -> 512 MiB",
+            "access.users: nobody -> 4242:read",
+            "slow_log_threshold: 10ms -> none",
+        ];
         assert_eq!(told.applied, applied);
         let needs: Vec<&str> = told.needs_restart.iter().filter_map(|line| line.split(':').next()).collect();
         assert_eq!(needs, ["redb_cache", "metrics.listen", "log_format", "caches.page"], "{told:?}");

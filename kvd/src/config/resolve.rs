@@ -2,15 +2,16 @@
 //!
 //! Called by [`Config::load`](super::Config::load) and [`Config::validate`](super::Config::validate).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_proto::limits;
-use kv_proto::wire::Durability;
+use kv_proto::wire::{Durability, Rights};
 use nix::unistd::{Group, User};
 
+use super::access::parse_entry;
 use super::error::ConfigError;
 use super::source::{Draft, Given, Settings, Sources};
 use super::{
@@ -61,7 +62,7 @@ pub(super) fn resolve(draft: &Draft, sources: &Sources) -> Result<Config, Config
         check_filter(&given.text).map_err(|error| host.value("log", given, error.to_string()))?;
         config.log.clone_from(&given.text);
     }
-    config.access = access(&host, "access.users", "access.groups")?;
+    config.access = access(&host, "access.users", "access.groups", Rights::all())?;
     config.default = default_cache(draft, &config)?;
     for (name, (_, settings)) in &draft.caches {
         let path = format!("caches.{name}");
@@ -157,12 +158,12 @@ fn places(host: &Table<'_>, sources: &Sources) -> Result<(PathBuf, PathBuf), Con
     Ok((dir, socket))
 }
 
-fn access(table: &Table<'_>, users: &str, groups: &str) -> Result<Access, ConfigError> {
+fn access(table: &Table<'_>, users: &str, groups: &str, most: Rights) -> Result<Access, ConfigError> {
     let mut access = Access::default();
     let user = |name: &str| Ok(User::from_name(name).map_err(|e| e.to_string())?.map(|u| u.uid.as_raw()));
     let group = |name: &str| Ok(Group::from_name(name).map_err(|e| e.to_string())?.map(|g| g.gid.as_raw()));
-    table.ids(users, "user", user, &mut access.users)?;
-    table.ids(groups, "group", group, &mut access.groups)?;
+    table.list(users, "user", user, most, &mut access.users)?;
+    table.list(groups, "group", group, most, &mut access.groups)?;
     Ok(access)
 }
 
@@ -188,7 +189,7 @@ fn cache(table: &Table<'_>, draft: &Draft, base: &CacheConfig) -> Result<CacheCo
     table.word("after_clean_stop", &TRUTHS, &mut cache.after_clean_stop)?;
     table.word("shared", &TRUTHS, &mut cache.shared)?;
     if table.given("users").or_else(|| table.given("groups")).is_some() {
-        cache.access = access(table, "users", "groups")?;
+        cache.access = access(table, "users", "groups", Rights::CACHE)?;
     }
     table.ttl("ttl", &mut cache.ttl_default_ms)?;
     table.ttl("ttl_max", &mut cache.ttl_max_ms)?;
@@ -301,23 +302,29 @@ impl Table<'_> {
         std::path::absolute(&given.text).map_err(|e| self.value(key, given, format!("is no path: {e}")))
     }
 
-    /// Names or numbers of users or groups, separated by commas.
-    fn ids(
+    /// Names or numbers of users or groups, separated by commas, each with what it may do, `most` of that at most.
+    fn list(
         &self,
         key: &str,
         kind: &str,
         look_up: impl Fn(&str) -> Result<Option<u32>, String>,
-        out: &mut BTreeSet<u32>,
+        most: Rights,
+        out: &mut BTreeMap<u32, Rights>,
     ) -> Result<(), ConfigError> {
         let Some(given) = self.given(key) else { return Ok(()) };
-        for name in given.text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let wrong = |problem: String| self.value(key, given, problem);
+        for entry in given.text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let (name, rights) = parse_entry(entry).map_err(wrong)?;
+            if !most.contains(rights) {
+                let verbs = rights - most;
+                return Err(wrong(format!("{verbs} is a matter of the whole daemon: say it under [access]")));
+            }
             let id = match name.parse::<u32>() {
                 Ok(id) => Some(id),
-                Err(_) => look_up(name).map_err(|problem| self.value(key, given, problem))?,
+                Err(_) => look_up(name).map_err(wrong)?,
             };
-            out.insert(
-                id.ok_or_else(|| self.value(key, given, format!("this machine has no {kind} {name:?}")))?,
-            );
+            let id = id.ok_or_else(|| wrong(format!("this machine has no {kind} {name:?}")))?;
+            *out.entry(id).or_default() |= rights;
         }
         Ok(())
     }

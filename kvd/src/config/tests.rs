@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kv_proto::wire::Durability;
+use kv_proto::wire::{Durability, Rights};
 
 use super::{Config, Recover, Sources};
 
@@ -168,9 +168,14 @@ fn a_file_that_was_asked_for_must_be_there() {
 
 #[test]
 fn users_by_name_and_number_are_found() {
-    let config = load_file("[access]\nusers = [\"root\", \"4242\"]\ngroups = [\"root\"]", &[], &[]).unwrap();
-    assert_eq!(config.access.users.iter().copied().collect::<Vec<_>>(), [0, 4_242]);
-    assert!(config.access.groups.contains(&0));
+    let config = load_file(
+        "[access]\nusers = [\"root\", \"4242:read\", \"4242:admin\"]\ngroups = [\"root\"]",
+        &[],
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.access.users, [(0, Rights::CACHE), (4_242, Rights::READ | Rights::ADMIN)].into());
+    assert_eq!(config.access.groups, [(0, Rights::CACHE)].into());
 }
 
 #[test]

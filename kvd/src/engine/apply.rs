@@ -155,10 +155,11 @@ impl Engine {
                 self.list_slow(session, *order, *requests_max, *longer_than_us, out);
             }
             Request::Hottest { cache, keys_max } => self.hottest(session, *cache, *keys_max, out)?,
-            Request::Shutdown => self.shut_down(session, out)?,
+            Request::Shutdown => self.shut_down(out)?,
             Request::Reload => self.reload(session, out)?,
-            Request::Restart { clear } => self.restart(session, clear, out)?,
-            Request::LastRestart => self.last_restart(session, out)?,
+            Request::Restart { clear } => self.restart(clear, out)?,
+            Request::LastRestart => self.last_restart(out),
+            Request::Access { uid } => self.tell_access(session, *uid, out)?,
         }
         Ok(None)
     }

@@ -8,13 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use kv_proto::limits::{CACHES_MAX, PATH_REASON_BYTES_MAX};
-use kv_proto::wire::{self, ErrorKind, Request, Response, Scope, Write, encode_into};
+use kv_proto::wire::{self, Response, Rights, encode_into};
 use parking_lot::Mutex;
 
 use super::cache::Cache;
-use super::{Engine, Failure, Session};
-use crate::config::Access;
-use crate::store::CacheId;
+use super::{Engine, Session};
 use crate::txn::{Park, ThreadPark, Who};
 
 /// Who is behind a connection.
@@ -28,12 +26,10 @@ pub struct Caller {
     pub uid: u32,
     /// Its process.
     pub pid: u32,
-    /// The groups of its user; only asked for where a cache admits groups.
+    /// The groups of its user; only asked for where a list names groups.
     pub groups: BTreeSet<u32>,
-    /// The daemon's own user, or root.
-    pub is_admin: bool,
-    /// May use every cache: the daemon's own user, root, or where no cache says who may use it.
-    pub uses_all_caches: bool,
+    /// What it may do with caches that list nobody themselves, and with the daemon. With [`Rights::ADMIN`] everything.
+    pub rights: Rights,
 }
 
 /// The connections by number.
@@ -63,16 +59,16 @@ pub(super) struct Client {
     record: Arc<Record>,
 }
 
-/// A user who sees only what it may use.
+/// A user who sees only the keys of caches that it may scan.
 pub(super) struct Viewer(Arc<Record>);
 
 impl Viewer {
     pub(super) fn sees_all(&self) -> bool {
-        self.0.caller.uses_all_caches
+        self.0.caller.rights.contains(Rights::ADMIN)
     }
 
     pub(super) fn may_see(&self, cache: &Cache) -> bool {
-        self.0.caller.uses_all_caches || admits(&cache.config.access, &self.0.caller)
+        self.0.caller.rights_on(&cache.config.access).contains(Rights::SCAN)
     }
 }
 
@@ -127,108 +123,6 @@ impl Engine {
     }
 }
 
-impl Engine {
-    /// Refuses a request that touches a cache whose list does not admit the caller.
-    pub(super) fn check_access(&self, session: &Session, request: &Request<'_>) -> Result<(), Failure> {
-        let Some(Client { record, .. }) = &session.client else { return Ok(()) };
-        let caller = &record.caller;
-        if caller.uses_all_caches {
-            return Ok(());
-        }
-        let check = |name: &str, access: &Access| {
-            if admits(access, caller) {
-                return Ok(());
-            }
-            let message =
-                format!("user {} may not use cache {name}: it lists its `users` and `groups`", caller.uid);
-            Err(Failure::new(ErrorKind::Denied, message))
-        };
-        let caches = self.caches.load();
-        let adjustable = self.adjustable.load();
-        let (named, all) = touched(request);
-        if all {
-            caches.values().try_for_each(|cache| check(&cache.name, &cache.config.access))?;
-        }
-        named.into_iter().try_for_each(|name| {
-            // What is not there yet would be made like this.
-            check(name, &caches.get(name).map_or(&adjustable.default, |cache| &cache.config).access)
-        })
-    }
-}
-
-impl Engine {
-    /// Whether the session's user may use this cache; one that is gone is anybody's.
-    pub(super) fn may_use(&self, session: &Session, cache: CacheId) -> bool {
-        let Some(Client { record, .. }) = &session.client else { return true };
-        record.caller.uses_all_caches
-            || self.cache_by_id(cache).is_none_or(|cache| admits(&cache.config.access, &record.caller))
-    }
-}
-
-/// The caches a request names, and whether it touches all there are.
-fn touched<'a>(request: &Request<'a>) -> (Vec<&'a str>, bool) {
-    match request {
-        Request::Get { cache, .. }
-        | Request::GetMany { cache, .. }
-        | Request::Describe { cache, .. }
-        | Request::Scan { cache, .. }
-        | Request::Put { cache, .. }
-        | Request::Expire { cache, .. }
-        | Request::Delete { cache, .. }
-        | Request::Take { cache, .. }
-        | Request::Increment { cache, .. }
-        | Request::Drop { cache }
-        | Request::Attach { cache }
-        | Request::Hits { cache, .. }
-        | Request::Lease { cache, .. }
-        | Request::ScanAll { cache, .. }
-        | Request::ClearVersions { cache, .. } => (vec![*cache], false),
-        Request::Watch { cache, .. } | Request::Hottest { cache, .. } => {
-            (cache.iter().copied().collect(), false)
-        }
-        Request::Commit { checks, writes, .. } => {
-            let written = writes.iter().map(|write| match write {
-                Write::Put { cache, .. } | Write::Expire { cache, .. } | Write::Delete { cache, .. } => {
-                    *cache
-                }
-            });
-            (checks.iter().map(|check| check.cache).chain(written).collect(), false)
-        }
-        Request::Clear { scope, .. } => match scope {
-            Scope::Cache(cache) | Scope::Prefix { cache, .. } | Scope::Tag { cache: Some(cache), .. } => {
-                (vec![*cache], false)
-            }
-            Scope::Everything | Scope::Tag { cache: None, .. } => (Vec::new(), true),
-        },
-        Request::Ping
-        | Request::Stats
-        | Request::Caches
-        | Request::Sync
-        | Request::Clients
-        | Request::Begin { .. }
-        | Request::CommitTransaction { .. }
-        | Request::Rollback { .. }
-        | Request::Renew { .. }
-        | Request::Transactions
-        // By right of leases, which were granted to who may use the cache.
-        | Request::Fill { .. }
-        | Request::Abandon { .. }
-        | Request::Lock { .. }
-        | Request::RenewLock { .. }
-        | Request::Unlock { .. }
-        | Request::Backup { .. }
-        | Request::Check { .. }
-        | Request::Compact
-        // Each leaves out what the caller may not see.
-        | Request::SlowLog { .. }
-        // For admins, who may use every cache.
-        | Request::Shutdown
-        | Request::Reload
-        | Request::Restart { .. }
-        | Request::LastRestart => (Vec::new(), false),
-    }
-}
-
 impl Session {
     /// A session of this process itself, which is listed nowhere and may use everything.
     #[must_use]
@@ -266,8 +160,9 @@ impl Session {
         self.client.as_ref().map_or_else(|| nix::unistd::geteuid().as_raw(), |c| c.record.caller.uid)
     }
 
-    pub(super) fn is_admin(&self) -> bool {
-        self.client.as_ref().is_none_or(|client| client.record.caller.is_admin)
+    /// Who is behind it; `None`: this process itself.
+    pub(super) fn caller(&self) -> Option<&Caller> {
+        self.client.as_ref().map(|client| &client.record.caller)
     }
 
     /// Counts a request that came at `now`, by the cheap clock: nobody wants to know it to the millisecond.
@@ -290,9 +185,4 @@ impl Session {
         path.socket_because =
             socket_because.map(|reason| crate::units::cut_text(reason, PATH_REASON_BYTES_MAX).to_owned());
     }
-}
-
-/// Whether a cache's own list admits the caller; one that lists nobody admits all who may connect.
-fn admits(access: &Access, caller: &Caller) -> bool {
-    access.is_private() || access.users.contains(&caller.uid) || !access.groups.is_disjoint(&caller.groups)
 }

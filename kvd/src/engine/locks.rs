@@ -29,10 +29,10 @@ impl Engine {
     /// Answers `transactions`.
     pub(super) fn list_transactions(&self, session: &Session, out: &mut Vec<u8>) {
         let listed = self.take_list();
-        // What is locked in a cache that the caller may not use is not named.
+        // What is locked in a cache that the caller may not scan is not named.
         let name = |resource: &Resource| match resource {
             Resource::Cache(id) | Resource::Key(id, _) | Resource::Lease(id, _)
-                if !self.may_use(session, *id) =>
+                if !self.may_scan(session, *id) =>
             {
                 "a cache of others".to_owned()
             }

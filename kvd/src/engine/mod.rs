@@ -4,6 +4,7 @@
 //! Its mutex is held for microseconds, never over disk or socket. The path of a request is the file list:
 //! `apply` → `read` | `write` | `clear` | `scan` | `stats`; every change ends in `change`.
 
+mod access;
 mod apply;
 mod attach;
 mod backup;
@@ -58,7 +59,7 @@ pub use slow::Subject;
 pub use crate::txn::{Park, Parked, ThreadPark, Unpark};
 
 use crate::clock::Clock;
-use crate::config::{CacheConfig, Config};
+use crate::config::{Access, CacheConfig, Config};
 use crate::lock::FileLock;
 use crate::metrics::Metrics;
 use crate::orders::Orders;
@@ -120,12 +121,14 @@ pub struct Engine {
 #[derive(Debug)]
 struct Adjustable {
     memory_bytes: u64,
+    access: Access,
     default: CacheConfig,
 }
 
 impl Adjustable {
     fn of(config: &Config) -> Adjustable {
-        Adjustable { memory_bytes: config.memory_bytes, default: config.default.clone() }
+        let Config { memory_bytes, access, default, .. } = config;
+        Adjustable { memory_bytes: *memory_bytes, access: access.clone(), default: default.clone() }
     }
 }
 

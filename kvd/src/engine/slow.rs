@@ -121,6 +121,7 @@ fn place_of<'a>(request: &Request<'a>) -> (&'a str, &'a [u8]) {
         | Request::Reload
         | Request::Restart { .. }
         | Request::LastRestart
+        | Request::Access { .. }
         | Request::SlowLog { .. } => ("", b""),
     }
 }

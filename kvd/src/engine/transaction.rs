@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kv_proto::wire::{self, Durability, ErrorKind, Response, encode_into};
+use kv_proto::wire::{self, Durability, ErrorKind, Response, Rights, encode_into};
 use kv_proto::{BootMs, Version, limits};
 
 use super::cache::{Cache, Moment};
@@ -265,7 +265,7 @@ impl Engine {
             encode_into(out, &Response::Done);
             return Ok(());
         }
-        if !session.is_admin() {
+        if session.caller().is_some_and(|caller| !caller.rights.contains(Rights::ADMIN)) {
             let message = format!(
                 "transaction {number} is not open on this connection: only an administrator may end it"
             );

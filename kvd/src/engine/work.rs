@@ -5,10 +5,9 @@
 
 use std::sync::mpsc::Receiver;
 
-use kv_proto::wire::{ErrorKind, Response, encode_into};
+use kv_proto::wire::{Response, encode_into};
 
 use super::backup::Sending;
-use super::error::Failure;
 use super::{Engine, Session};
 use crate::store::CompactionNews;
 
@@ -38,15 +37,6 @@ impl Engine {
                 encode_into(out, &Response::Error(failure.to_wire()));
             }
         }
-    }
-
-    /// Refuses whoever is neither the daemon's own user nor root.
-    pub(super) fn must_be_admin(&self, session: &Session, what: &str) -> Result<(), Failure> {
-        if session.is_admin() {
-            return Ok(());
-        }
-        let message = format!("{what} is for the daemon's own user and root");
-        Err(Failure::new(ErrorKind::Denied, message))
     }
 }
 

@@ -33,7 +33,7 @@ const RETRY_AFTER_MS: u32 = 250;
 
 /// Starts the thread.
 pub(super) fn spawn(shared: Arc<Shared>, socket: Arc<BoundSocket>) -> std::io::Result<JoinHandle<()>> {
-    let door = Doorkeeper::new(Arc::clone(&shared.live.load().access));
+    let door = Doorkeeper::new(Arc::clone(&shared.live.load().list));
     let mut accepting =
         Accepting { shared, door, spare: open_spare(), parting: VecDeque::new(), pause: PAUSE_MIN };
     std::thread::Builder::new().name("kvd-accept".to_owned()).spawn(move || accepting.run(&socket))
@@ -76,16 +76,16 @@ impl Accepting {
                 return metrics.refused(RefusedFor::Denied);
             }
         };
-        self.door.renew(&self.shared.live.load().access);
-        if !self.door.admits(&peer, self.shared.engine.clock().instant()) {
+        self.door.renew(&self.shared.live.load().list);
+        let Some(guest) = self.door.admit(&peer, self.shared.engine.clock().instant()) else {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "this user may not use this daemon: see [access]");
             return metrics.refused(RefusedFor::Denied);
-        }
+        };
         // Before Linux 6.16 there is no such thing, and nothing is lost without it.
         let _ = refuse_descriptors(&stream);
-        match self.shared.slots.take(peer.uid, self.door.is_admin(&peer)) {
+        match self.shared.slots.take(peer.uid, guest.is_admin()) {
             Ok(slot) => {
-                if let Err(error) = connection::spawn(&self.shared, stream, peer, slot) {
+                if let Err(error) = connection::spawn(&self.shared, stream, guest, slot) {
                     tracing::warn!(%error, "no thread for a connection");
                     metrics.refused(RefusedFor::Resources);
                 }

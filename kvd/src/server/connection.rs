@@ -23,7 +23,7 @@ use super::Shared;
 use super::input::{Input, QUIET_BYTES_MAX};
 use super::linger::linger;
 use super::park::{Seen, SocketPark, Watch};
-use super::peer::Credentials;
+use super::peer::Guest;
 use super::slots::Slot;
 use crate::engine::{Handed, LogNumber, Parked, Session, Subject};
 use crate::metrics::{CutFor, Operation, Sample};
@@ -45,7 +45,7 @@ const STACK_BYTES: usize = 512 << 10;
 pub(super) fn spawn(
     shared: &Arc<Shared>,
     stream: UnixStream,
-    peer: Credentials,
+    guest: Guest,
     slot: Slot,
 ) -> std::io::Result<()> {
     let client_id = shared.next_client_id();
@@ -56,7 +56,7 @@ pub(super) fn spawn(
     shared.engine.metrics().connected();
     // From here on the guard takes everything back, also when there is no thread to be had.
     let listed = Listed { shared: Arc::clone(shared), client_id, slot: Some(slot) };
-    let serve = move || Connection::new(&listed, stream).run(peer);
+    let serve = move || Connection::new(&listed, stream).run(guest);
     std::thread::Builder::new().name(format!("kvd-conn-{client_id}")).stack_size(STACK_BYTES).spawn(serve)?;
     Ok(())
 }
@@ -131,8 +131,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn run(&mut self, peer: Credentials) {
-        match self.serve(peer) {
+    fn run(&mut self, guest: Guest) {
+        let peer = guest.peer;
+        match self.serve(guest) {
             End::Closed => {}
             End::Cut(reason) => {
                 self.shared.engine.metrics().cut(reason);
@@ -150,8 +151,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn serve(&mut self, peer: Credentials) -> End {
-        let mut session = match self.greet(peer) {
+    fn serve(&mut self, guest: Guest) -> End {
+        let peer = guest.peer;
+        let mut session = match self.greet(guest) {
             Ok(session) => session,
             Err(end) => return end,
         };
@@ -211,7 +213,7 @@ impl<'a> Connection<'a> {
     }
 
     /// Exchanges hellos; the peer has the time of one frame for its own.
-    fn greet(&mut self, peer: Credentials) -> Result<Session, End> {
+    fn greet(&mut self, guest: Guest) -> Result<Session, End> {
         // Only a closed descriptor refuses this, and then nothing can be read or written either.
         self.stream.set_write_timeout(Some(OUTPUT_STALL_MAX / 2)).map_err(|_| End::Closed)?;
         self.receive(Some(self.shared.engine.clock().instant()))?;
@@ -233,9 +235,10 @@ impl<'a> Connection<'a> {
                 };
                 encode_into(&mut self.output, &welcome);
                 self.send()?;
+                let peer = guest.peer;
                 tracing::debug!(client = self.client_id, uid = peer.uid, pid = peer.pid, name, "connected");
                 let park = Box::new(SocketPark::new(&self.stream, peer));
-                Ok(self.shared.engine.join(peer.caller(self.client_id, name, config), park))
+                Ok(self.shared.engine.join(guest.caller(self.client_id, name), park))
             }
             Err(message) => {
                 let message = cut_text(&message, kv_proto::limits::ERROR_MESSAGE_BYTES_MAX);

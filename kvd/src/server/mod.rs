@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 
-use crate::config::{Access, Config};
+use crate::config::Config;
 use crate::engine::Engine;
-use peer::{Credentials, Doorkeeper};
+use peer::{Credentials, Doorkeeper, List};
 use slots::Slots;
 use socket::BoundSocket;
 
@@ -64,13 +64,13 @@ struct Shared {
 /// What of the configuration a reload changes.
 #[derive(Debug)]
 struct Live {
-    access: Arc<Access>,
+    list: Arc<List>,
     idle_timeout: Option<Duration>,
 }
 
 impl Live {
     fn of(config: &Config) -> Live {
-        Live { access: Arc::new(config.access.clone()), idle_timeout: config.idle_timeout }
+        Live { list: Arc::new(List::of(config)), idle_timeout: config.idle_timeout }
     }
 }
 
@@ -158,19 +158,21 @@ impl Server {
         Hurry(Arc::clone(&self.shared))
     }
 
-    /// Takes over what a running server can of a configuration that holds together. Connections of users who are no longer admitted
-    /// end.
+    /// Takes over what a running server can of a configuration that holds together. Connections of users who are no longer admitted,
+    /// or may now do something else, end.
     pub fn adjust(&self, config: &Config) {
         let shared = &self.shared;
         shared.slots.adjust(config);
         let live = Arc::new(Live::of(config));
-        let mut door = Doorkeeper::new(Arc::clone(&live.access));
-        shared.live.store(live);
+        let mut door = Doorkeeper::new(Arc::clone(&live.list));
+        let mut door_before = Doorkeeper::new(Arc::clone(&shared.live.swap(live).list));
         let now = shared.engine.clock().instant();
         // Those who connect after this meet the new list.
         let streams: Vec<_> = shared.open.lock().streams.values().cloned().collect();
         for stream in streams {
-            if Credentials::of(&stream).is_ok_and(|peer| !door.admits(&peer, now)) {
+            if Credentials::of(&stream)
+                .is_ok_and(|peer| door.admit(&peer, now) != door_before.admit(&peer, now))
+            {
                 drop(stream.shutdown(Shutdown::Both));
             }
         }

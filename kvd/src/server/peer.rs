@@ -4,16 +4,16 @@
 //! used again since.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::CString;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kv_proto::wire::Rights;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
 
 use crate::config::{Access, Config};
 use crate::engine::Caller;
+use crate::users;
 
 /// How long an answer of the user database is believed; it may come over a network.
 const GROUPS_BELIEVED: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ const GROUPS_BELIEVED: Duration = Duration::from_secs(60);
 const GROUPS_REMEMBERED_MAX: usize = 1_024;
 
 /// The kernel's word about a peer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Credentials {
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -33,85 +33,106 @@ impl Credentials {
         let peer = getsockopt(stream, PeerCredentials)?;
         Ok(Credentials { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() })
     }
+}
+
+/// Who may come in, and what for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Guest {
+    pub(super) peer: Credentials,
+    rights: Rights,
+    /// The groups of its user, where any list names groups.
+    groups: BTreeSet<u32>,
+}
+
+impl Guest {
+    pub(super) fn is_admin(&self) -> bool {
+        self.rights.contains(Rights::ADMIN)
+    }
 
     /// What the engine is told about who is behind a connection.
-    pub(super) fn caller(&self, id: u64, name: String, config: &Config) -> Caller {
-        let is_admin = is_admin(self.uid, geteuid().as_raw());
-        let uses_all_caches = is_admin || !config.lists_users_by_cache();
-        let mut groups = BTreeSet::new();
-        if !uses_all_caches {
-            groups.insert(self.gid);
-            groups.extend(supplementary_groups(self).iter().map(|gid| gid.as_raw()));
-        }
-        Caller { id, name, uid: self.uid, pid: self.pid.unsigned_abs(), groups, is_admin, uses_all_caches }
+    pub(super) fn caller(self, id: u64, name: String) -> Caller {
+        let Guest { peer, rights, groups } = self;
+        Caller { id, name, uid: peer.uid, pid: peer.pid.unsigned_abs(), groups, rights }
+    }
+}
+
+/// Who may come in.
+#[derive(Debug)]
+pub(super) struct List {
+    access: Access,
+    /// Whether any list names groups.
+    asks_groups: bool,
+}
+
+impl List {
+    pub(super) fn of(config: &Config) -> List {
+        List { access: config.access.clone(), asks_groups: config.lists_groups() }
     }
 }
 
 /// Decides who may come in.
 #[derive(Debug)]
 pub(super) struct Doorkeeper {
-    own_uid: u32,
-    access: Arc<Access>,
-    by_group: HashMap<u32, (Instant, bool)>,
+    list: Arc<List>,
+    groups: HashMap<u32, (Instant, BTreeSet<u32>)>,
 }
 
 impl Doorkeeper {
-    pub(super) fn new(access: Arc<Access>) -> Doorkeeper {
-        Doorkeeper { own_uid: geteuid().as_raw(), access, by_group: HashMap::new() }
+    pub(super) fn new(list: Arc<List>) -> Doorkeeper {
+        Doorkeeper { list, groups: HashMap::new() }
     }
 
     /// Follows a list that was replaced.
-    pub(super) fn renew(&mut self, access: &Arc<Access>) {
-        if !Arc::ptr_eq(&self.access, access) {
-            *self = Doorkeeper::new(Arc::clone(access));
+    pub(super) fn renew(&mut self, list: &Arc<List>) {
+        if !Arc::ptr_eq(&self.list, list) {
+            *self = Doorkeeper::new(Arc::clone(list));
         }
     }
 
-    /// The daemon's own user and root.
-    pub(super) fn is_admin(&self, peer: &Credentials) -> bool {
-        is_admin(peer.uid, self.own_uid)
-    }
-
-    pub(super) fn admits(&mut self, peer: &Credentials, now: Instant) -> bool {
-        self.is_admin(peer)
-            || self.access.users.contains(&peer.uid)
-            || self.access.groups.contains(&peer.gid)
-            || (!self.access.groups.is_empty() && self.admits_by_group(peer, now))
-    }
-
-    fn admits_by_group(&mut self, peer: &Credentials, now: Instant) -> bool {
-        if let Some((asked, admitted)) = self.by_group.get(&peer.uid)
-            && now.duration_since(*asked) < GROUPS_BELIEVED
-        {
-            return *admitted;
+    /// What the peer may do; `None`: it may not come in.
+    pub(super) fn admit(&mut self, peer: &Credentials, now: Instant) -> Option<Guest> {
+        if users::is_owner(peer.uid) {
+            return Some(Guest { peer: *peer, rights: Rights::all(), groups: BTreeSet::new() });
         }
-        let admitted =
-            supplementary_groups(peer).iter().any(|gid| self.access.groups.contains(&gid.as_raw()));
-        if self.by_group.len() >= GROUPS_REMEMBERED_MAX {
-            self.by_group.clear();
-        }
-        self.by_group.insert(peer.uid, (now, admitted));
-        admitted
+        let groups = if self.list.asks_groups { self.groups(peer, now) } else { BTreeSet::new() };
+        let rights = self.list.access.rights(peer.uid, &groups);
+        (!rights.is_empty()).then_some(Guest { peer: *peer, rights, groups })
     }
-}
 
-fn is_admin(uid: u32, own_uid: u32) -> bool {
-    uid == own_uid || uid == 0
-}
-
-/// The groups the user database gives to the peer's user; none when it does not know that user or cannot be asked.
-fn supplementary_groups(peer: &Credentials) -> Vec<Gid> {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(peer.uid)) else { return Vec::new() };
-    let Ok(name) = CString::new(user.name) else { return Vec::new() };
-    getgrouplist(&name, Gid::from_raw(peer.gid)).unwrap_or_default()
+    fn groups(&mut self, peer: &Credentials, now: Instant) -> BTreeSet<u32> {
+        let mut groups = match self.groups.get(&peer.uid) {
+            Some((asked, groups)) if now.duration_since(*asked) < GROUPS_BELIEVED => groups.clone(),
+            Some(_) | None => {
+                let groups = users::groups(peer.uid);
+                if self.groups.len() >= GROUPS_REMEMBERED_MAX {
+                    self.groups.clear();
+                }
+                self.groups.insert(peer.uid, (now, groups.clone()));
+                groups
+            }
+        };
+        groups.insert(peer.gid);
+        groups
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::geteuid;
+
     use super::*;
 
     fn somebody(uid: u32, gid: u32) -> Credentials {
         Credentials { uid, gid, pid: 1 }
+    }
+
+    fn door(access: Access) -> Doorkeeper {
+        let asks_groups = !access.groups.is_empty();
+        Doorkeeper::new(Arc::new(List { access, asks_groups }))
+    }
+
+    fn rights(door: &mut Doorkeeper, uid: u32, gid: u32) -> Option<Rights> {
+        door.admit(&somebody(uid, gid), Instant::now()).map(|guest| guest.rights)
     }
 
     #[test]
@@ -119,31 +140,30 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Credentials::of(&ours).unwrap();
         assert_eq!((peer.uid, peer.pid), (geteuid().as_raw(), std::process::id().cast_signed()));
-        assert!(Doorkeeper::new(Arc::default()).is_admin(&peer));
+        assert!(door(Access::default()).admit(&peer, Instant::now()).unwrap().is_admin());
     }
 
     #[test]
     fn strangers_stay_outside() {
-        let now = Instant::now();
-        let mut private = Doorkeeper::new(Arc::default());
-        assert!(private.admits(&somebody(0, 0), now));
-        assert!(!private.admits(&somebody(4_242, 4_242), now));
-        let access = Access { users: [4_242].into(), groups: [77].into() };
-        let mut open = Doorkeeper::new(Arc::new(access));
-        assert!(open.admits(&somebody(4_242, 1), now));
-        assert!(open.admits(&somebody(5_000, 77), now));
-        assert!(!open.admits(&somebody(5_000, 78), now));
-        assert!(!open.is_admin(&somebody(4_242, 1)));
+        let mut private = door(Access::default());
+        assert_eq!(rights(&mut private, 0, 0), Some(Rights::all()));
+        assert_eq!(rights(&mut private, 4_242, 4_242), None);
+        let users = [(4_242, Rights::CACHE), (4_243, Rights::READ)].into();
+        let mut open = door(Access { users, groups: [(77, Rights::WRITE)].into() });
+        assert_eq!(rights(&mut open, 4_242, 1), Some(Rights::CACHE));
+        assert_eq!(rights(&mut open, 4_243, 77), Some(Rights::READ | Rights::WRITE));
+        assert_eq!(rights(&mut open, 5_000, 77), Some(Rights::WRITE));
+        assert_eq!(rights(&mut open, 5_000, 78), None);
     }
 
     #[test]
     fn an_answer_about_groups_is_believed_for_a_while() {
-        let mut door = Doorkeeper::new(Arc::new(Access { users: [].into(), groups: [77].into() }));
+        let mut door = door(Access { users: [].into(), groups: [(77, Rights::READ)].into() });
         let asked = Instant::now();
-        door.by_group.insert(6_000, (asked, true));
-        assert!(door.admits(&somebody(6_000, 1), asked + GROUPS_BELIEVED / 2));
+        door.groups.insert(6_000, (asked, [77].into()));
+        assert!(door.admit(&somebody(6_000, 1), asked + GROUPS_BELIEVED / 2).is_some());
         assert!(
-            !door.admits(&somebody(6_000, 1), asked + GROUPS_BELIEVED),
+            door.admit(&somebody(6_000, 1), asked + GROUPS_BELIEVED).is_none(),
             "asked again: there is no such user"
         );
     }

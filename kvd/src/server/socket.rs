@@ -264,7 +264,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 
 /// The rights of the socket. The file system can name one group only; who is let in is decided by `peer` in any case.
 fn mode(access: &Access) -> (u32, Option<u32>) {
-    match (access.users.len(), access.groups.first()) {
+    match (access.users.len(), access.groups.keys().next()) {
         (0, None) => (0o600, None),
         (0, Some(group)) if access.groups.len() == 1 => (0o660, Some(*group)),
         (_, _) => (0o666, None),
@@ -343,6 +343,8 @@ fn place(temporary: &Path, path: &Path, access: &Access) -> std::io::Result<Meta
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use kv_proto::wire::Rights;
+
     use super::*;
 
     fn bind_at(path: &Path) -> Result<BoundSocket, SocketError> {
@@ -377,7 +379,10 @@ mod tests {
     #[test]
     fn one_group_gets_the_socket_and_more_open_it() {
         let group = nix::unistd::getegid().as_raw();
-        let groups = |ids: &[u32]| Access { groups: ids.iter().copied().collect(), ..Access::default() };
+        let groups = |ids: &[u32]| Access {
+            groups: ids.iter().map(|id| (*id, Rights::CACHE)).collect(),
+            ..Access::default()
+        };
         assert_eq!(mode(&groups(&[group])), (0o660, Some(group)));
         assert_eq!(mode(&groups(&[group, group + 1])), (0o666, None));
         let dir = tempfile::tempdir().unwrap();

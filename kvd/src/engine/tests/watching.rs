@@ -1,9 +1,9 @@
 //! Watching: what is told, to whom, in which order, and how much is said to be missing.
 
-use std::collections::BTreeSet;
-
 use kv_proto::limits;
-use kv_proto::wire::{Bytes, Change, Effect, Expiry, PutOptions, Request, Response, Scope, What, decode};
+use kv_proto::wire::{
+    Bytes, Change, Effect, Expiry, PutOptions, Request, Response, Rights, Scope, What, decode,
+};
 
 use super::super::{Caller, ThreadPark};
 use super::{House, Somebody, house, house_with};
@@ -12,8 +12,8 @@ use crate::config::Access;
 impl House {
     /// A session of a connection, as far as the engine can tell.
     fn connected(&self, uid: u32) -> Somebody {
-        let caller =
-            Caller { id: 7, uid, uses_all_caches: uid == 0, groups: BTreeSet::new(), ..Caller::default() };
+        let rights = if uid == 0 { Rights::all() } else { Rights::CACHE };
+        let caller = Caller { id: 7, uid, rights, ..Caller::default() };
         let session = self.engine.join(caller, Box::new(ThreadPark::default()));
         Somebody { engine: self.engine.clone(), session }
     }
@@ -135,7 +135,7 @@ fn a_slow_watcher_holds_up_nobody_and_knows_how_much_it_missed() {
 fn nobody_is_told_of_caches_that_it_may_not_use() {
     let house = house_with(|config| {
         let mut own = config.default.clone();
-        own.access = Access { users: [4_242].into(), groups: [].into() };
+        own.access = Access { users: [(4_242, Rights::CACHE)].into(), groups: [].into() };
         config.caches.insert("own".to_owned(), own);
     });
     let (mut writer, mut stranger, mut owner) =
