@@ -14,6 +14,7 @@ mod crash;
 mod demo;
 mod dumps;
 mod fair;
+mod flood;
 mod herd;
 mod holders;
 mod hostile;
