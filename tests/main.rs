@@ -23,6 +23,7 @@ mod life;
 mod lifecycle;
 mod operations;
 mod outage;
+mod packaging;
 mod raw;
 mod readers;
 mod reload;

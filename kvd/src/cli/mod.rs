@@ -25,6 +25,7 @@ mod increment;
 mod lines;
 mod load;
 mod locks;
+mod man;
 mod offline;
 mod ping;
 mod progress;
@@ -42,6 +43,7 @@ mod stop;
 mod sync;
 mod take;
 mod top;
+mod version;
 mod watch;
 
 use std::process::ExitCode;
@@ -74,7 +76,13 @@ Examples:
 
 /// A transactional key-value cache for all the worker processes of a host.
 #[derive(Debug, Parser)]
-#[command(name = "kvd", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(
+    name = "kvd",
+    version,
+    long_version = version::LONG.as_str(),
+    max_term_width = 100,
+    after_help = EXIT_CODES
+)]
 struct Cli {
     #[command(flatten)]
     common: Common,
@@ -117,6 +125,8 @@ enum Command {
     Sync(sync::Args),
     Ping(ping::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    Man(man::Args),
     Demo(Box<crate::demo::Args>),
 }
 
@@ -156,6 +166,7 @@ pub(crate) fn run() -> ExitCode {
         Command::Sync(args) => sync::run(&common, &args),
         Command::Ping(args) => ping::run(&common, &args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Demo(args) => return crate::demo::run(*args, common.json),
     };
     match outcome {
@@ -172,6 +183,7 @@ pub(crate) fn run() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use clap::error::ErrorKind as Kind;
 
     use super::*;
 
@@ -189,6 +201,55 @@ mod tests {
             let help = command.render_long_help().to_string();
             assert!(help.contains(&format!("kvd {name}")), "kvd {name} --help shows no example");
             assert!(command.get_about().is_some(), "kvd {name} is not explained");
+        }
+    }
+
+    /// What stands in code in the document: whole blocks, and between single backticks.
+    fn code_of(document: &str) -> Vec<String> {
+        let mut code = Vec::new();
+        for (at, part) in document.split("```").enumerate() {
+            if at % 2 == 0 {
+                let inline = part.split('`').skip(1).step_by(2);
+                code.extend(inline.map(|words| words.replace('\n', " ").replace("NUMBER", "1")));
+            } else if part.starts_with("console") || part.starts_with("sh\n") {
+                let is_session = part.starts_with("console");
+                let commands = part.lines().skip(1).filter_map(|line| {
+                    if is_session { line.strip_prefix("$ ") } else { line.split(" #").next() }
+                });
+                code.extend(commands.map(str::to_owned));
+            }
+        }
+        code
+    }
+
+    #[test]
+    fn every_command_in_the_operations_manual_is_one() {
+        let mut seen = std::collections::BTreeSet::new();
+        for line in code_of(include_str!("../../../docs/OPERATIONS.md")) {
+            for command in line.split(['|', '&', ';', '>']) {
+                let words: Vec<&str> = command.split_whitespace().collect();
+                let Some(at) = words.iter().rposition(|word| *word == "kvd") else { continue };
+                let words = &words[at..];
+                let Some(name) = words.get(1) else { continue };
+                if let Err(error) = Cli::command().try_get_matches_from(words) {
+                    let is_meant = match error.kind() {
+                        Kind::DisplayVersion => true,
+                        // The text names a command.
+                        Kind::MissingRequiredArgument => words.len() == 2,
+                        _ => false,
+                    };
+                    assert!(is_meant, "docs/OPERATIONS.md: {}: {error}", words.join(" "));
+                }
+                seen.insert((*name).to_owned());
+            }
+        }
+        // Those for looking after a daemon; items one by one are for `--help`.
+        for name in [
+            "backup", "caches", "check", "clear", "clients", "compact", "doctor", "dump", "load", "locks",
+            "ping", "reload", "restart", "restore", "rollback", "scan", "serve", "slow-log", "stats", "stop",
+            "sync", "top", "watch",
+        ] {
+            assert!(seen.contains(name), "docs/OPERATIONS.md shows no `kvd {name}`");
         }
     }
 }
