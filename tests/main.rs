@@ -21,6 +21,7 @@ mod intruder;
 mod leases;
 mod life;
 mod lifecycle;
+mod mistakes;
 mod operations;
 mod outage;
 mod packaging;

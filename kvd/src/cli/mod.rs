@@ -132,7 +132,15 @@ enum Command {
 
 /// Parses the command line, runs the command, says what went wrong.
 pub(crate) fn run() -> ExitCode {
-    let Cli { common, command } = Cli::parse();
+    let Cli { common, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, also where nothing was said at all.
+        Err(said) if !said.use_stderr() || std::env::args_os().len() <= 1 => said.exit(),
+        Err(wrong) => {
+            eprintln!("kvd: {}", failure::usage(&wrong));
+            return Exit::Usage.into();
+        }
+    };
     let outcome = match command {
         Command::Serve(args) => serve::run(&common, *args),
         Command::Stop(args) => stop::run(&common, &args),
