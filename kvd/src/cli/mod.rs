@@ -48,7 +48,7 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use common::Common;
 use failure::{Exit, Failure};
@@ -73,6 +73,11 @@ Examples:
   kvd get product 42                         read it
   kvd clear product --stale                  make all of a cache stale, without melting the database
   kvd stats                                  what the daemon does and how fast";
+
+/// Below the help of each command that says nothing of its own about them.
+const EXIT_CODES_SHORT: &str = "\
+Exit codes: 0 done, 1 no such item, 2 wrong usage, 3 a condition did not hold, 4 refused, 69 no daemon answers, 70 the daemon or
+its disk failed, 78 it cannot start.";
 
 /// A transactional key-value cache for all the worker processes of a host.
 #[derive(Debug, Parser)]
@@ -130,9 +135,22 @@ enum Command {
     Demo(Box<crate::demo::Args>),
 }
 
+/// The definitions, with the exit codes below the help of every command.
+fn command_line() -> clap::Command {
+    Cli::command().mut_subcommands(|command| {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        if help.contains("Exit codes:") {
+            command
+        } else {
+            command.after_help(format!("{help}\n\n{EXIT_CODES_SHORT}"))
+        }
+    })
+}
+
 /// Parses the command line, runs the command, says what went wrong.
 pub(crate) fn run() -> ExitCode {
-    let Cli { common, command } = match Cli::try_parse() {
+    let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let Cli { common, command } = match parsed {
         Ok(cli) => cli,
         // Help and version, also where nothing was said at all.
         Err(said) if !said.use_stderr() || std::env::args_os().len() <= 1 => said.exit(),
@@ -190,7 +208,6 @@ pub(crate) fn run() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
     use clap::error::ErrorKind as Kind;
 
     use super::*;
@@ -201,13 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn every_command_explains_itself_and_shows_an_example() {
-        let mut all = Cli::command();
+    fn every_command_explains_itself_shows_an_example_and_how_it_ends() {
+        let mut all = command_line();
         all.build();
         for command in all.get_subcommands_mut().filter(|command| command.get_name() != "help") {
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
             assert!(help.contains(&format!("kvd {name}")), "kvd {name} --help shows no example");
+            assert!(help.contains("Exit codes:"), "kvd {name} --help does not say how it ends");
             assert!(command.get_about().is_some(), "kvd {name} is not explained");
         }
     }
