@@ -135,16 +135,28 @@ enum Command {
     Demo(Box<crate::demo::Args>),
 }
 
-/// The definitions, with the exit codes below the help of every command.
+/// The definitions, with the exit codes below the help of every command, and paragraphs as wide as the terminal.
 fn command_line() -> clap::Command {
     Cli::command().mut_subcommands(|command| {
-        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        if help.contains("Exit codes:") {
-            command
-        } else {
-            command.after_help(format!("{help}\n\n{EXIT_CODES_SHORT}"))
+        let mut help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        if !help.contains("Exit codes:") {
+            help = format!("{help}\n\n{EXIT_CODES_SHORT}");
         }
+        command.after_help(flowing(&help))
     })
+}
+
+/// Joins lines that are broken only because source code has a width; indented ones and those before them stay.
+fn flowing(text: &str) -> String {
+    let mut flowing = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        flowing += line;
+        let goes_on = |line: &str| !line.is_empty() && !line.starts_with(' ');
+        let is_joined = goes_on(line) && lines.peek().is_some_and(|next| goes_on(next));
+        flowing.push(if is_joined { ' ' } else { '\n' });
+    }
+    flowing
 }
 
 /// Parses the command line, runs the command, says what went wrong.
