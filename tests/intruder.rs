@@ -80,7 +80,7 @@ pub(crate) fn intruder() {
 }
 
 /// What the daemon hands to whoever asks by the wire.
-fn handed(socket: &Path, cache: &str) -> Vec<OwnedFd> {
+pub(crate) fn handed(socket: &Path, cache: &str) -> Vec<OwnedFd> {
     let mut stream = UnixStream::connect(socket).expect("the daemon serves");
     stream.set_read_timeout(Some(SOON)).unwrap();
     let mut out = Vec::new();

@@ -13,7 +13,7 @@ use kv_client::{Effect, Entry};
 use kvd::units::{parse_duration, show_bytes};
 use serde_json::json;
 
-use super::common::{Common, confirm_or_refuse, say};
+use super::common::{Common, confirm, say};
 use super::failure::{Exit, Failure, Outcome};
 use super::offline::Offline;
 use super::progress::Progress;
@@ -140,13 +140,17 @@ fn confirm_whole(args: &Args, client: &Client) -> Result<(), Failure> {
     let what = match &args.cache {
         Some(name) => {
             meant.retain(|cache| cache.name == *name);
+            if meant.is_empty() {
+                return Err(Failure::no_cache(name));
+            }
             format!("cache {name}")
         }
         None => format!("all {} caches", meant.len()),
     };
     let items: u64 = meant.iter().map(|cache| cache.resident_items).sum();
     let bytes = show_bytes(meant.iter().map(|cache| cache.disk_bytes).sum());
-    confirm_or_refuse(&format!("Make {what} {becomes}, {items} items in memory and {bytes} on disk"), false)
+    let question = format!("Make {what} {becomes}, {items} items in memory and {bytes} on disk");
+    confirm(&question, "--dry-run", false)
 }
 
 fn clear_by_scan(common: &Common, args: &Args, client: &Client) -> Outcome {

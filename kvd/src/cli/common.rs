@@ -142,22 +142,18 @@ pub(super) fn say_raw(bytes: &[u8]) -> Result<(), Failure> {
     out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::Output)
 }
 
-/// Asks before what empties something whole. A script that did not say --yes is refused: it may have meant less.
-pub(super) fn confirm_or_refuse(what: &str, is_answered: bool) -> Result<(), Failure> {
-    if is_answered || std::io::stdin().is_terminal() {
-        return confirm(&format!("{what}?"), is_answered);
-    }
-    Err(Failure::Usage(format!(
-        "{what}: nobody is there to be asked; say --yes, or look first with --dry-run"
-    )))
-}
-
-/// Asks before what cannot be taken back, if there is somebody to ask: scripts are not asked.
-pub(super) fn confirm(question: &str, is_answered: bool) -> Result<(), Failure> {
-    if is_answered || !std::io::stdin().is_terminal() {
+/// Asks before what takes away something whole. A script that did not say --yes is refused: it may have meant less. `look` shows
+/// beforehand what there is.
+pub(super) fn confirm(what: &str, look: &str, is_answered: bool) -> Result<(), Failure> {
+    if is_answered {
         return Ok(());
     }
-    eprint!("{question} [y/N] ");
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(format!(
+            "{what}: nobody is there to be asked; say --yes, or look first with {look}"
+        )));
+    }
+    eprint!("{what}? [y/N] ");
     let mut answer = String::new();
     std::io::stdin()
         .read_line(&mut answer)

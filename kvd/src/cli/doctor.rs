@@ -26,7 +26,10 @@ Examples:
 Works with the daemon down, too. Say --config or --dir as the daemon is told, else what a start without them would use is looked
 at. As another user than the daemon's some things cannot be seen; that is said.
 
-Exit codes: 0 all is well (notes do not count), 1 there are warnings, 2 there are errors (or wrong usage).")]
+Exit codes:
+  0  all is well; notes do not count
+  1  there are warnings
+  2  there are errors, or wrong usage")]
 pub(super) struct Args {
     /// The configuration file of the daemon. Else the one that KVD_CONFIG names, or a standard one
     #[arg(long, value_name = "FILE")]

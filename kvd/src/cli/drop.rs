@@ -8,7 +8,9 @@ use super::put::say_version;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  kvd drop experiment             to empty a cache and keep it, use `kvd clear`")]
+  kvd drop experiment --yes       without --yes it asks, and refuses a script
+
+To empty a cache and keep it use `kvd clear`.")]
 pub(super) struct Args {
     /// The cache
     cache: String,
@@ -19,6 +21,6 @@ pub(super) struct Args {
 
 pub(super) fn run(common: &Common, args: &Args) -> Outcome {
     let cache = common.cache(&args.cache)?;
-    confirm(&format!("Remove the cache {} and all its items?", args.cache), args.yes)?;
+    confirm(&format!("Remove the cache {} and all its items", args.cache), "`kvd caches`", args.yes)?;
     say_version(common, cache.drop_cache()?).map(|()| Exit::Done)
 }

@@ -1,8 +1,9 @@
 //! How a command ends: its exit code, and the one line that says why.
 
+use std::io::ErrorKind as IoKind;
 use std::process::ExitCode;
 
-use kv_client::{Error, ErrorKind};
+use kv_client::{Attempt, Error, ErrorKind};
 
 /// The documented exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,28 @@ impl Failure {
     }
 }
 
+/// The place whose socket this user may not connect to, if there is one: then a daemon may well be there.
+fn barred(error: &Error) -> Option<&Attempt> {
+    let Error::Unreachable { tried } = error else { return None };
+    tried.iter().find(|attempt| attempt.reason.kind() == IoKind::PermissionDenied)
+}
+
+/// What clap says about wrong arguments in some lines, in one: what is wrong, a tip, the usage, and where there is more.
+pub(super) fn usage(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let parts: Vec<String> = text
+        .split("\n\n")
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .filter(|part| !part.is_empty())
+        .collect();
+    let line = parts.join("; ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
 fn exit_of(error: &Error) -> Exit {
+    if barred(error).is_some() {
+        return Exit::Refused;
+    }
     match error.kind() {
         ErrorKind::Timeout | ErrorKind::Unavailable => Exit::Unreachable,
         ErrorKind::Conflict | ErrorKind::Deadlock | ErrorKind::LeaseLost => Exit::Condition,
@@ -78,11 +100,27 @@ fn exit_of(error: &Error) -> Exit {
 }
 
 fn one_line(error: &Error) -> String {
+    if let Some(Attempt { path, origin, reason, .. }) = barred(error) {
+        return format!("this user may not use {} ({origin}): {reason}", path.display());
+    }
     error.to_string().replace('\n', " ")
 }
 
 fn advice(error: &Error) -> &'static str {
-    if matches!(error, Error::Unreachable { .. }) {
+    if barred(error).is_some() {
+        return "; be listed under [access] of its configuration, or be its user or root";
+    }
+    if let Error::Unreachable { tried } = error {
+        // Whoever is not let in is hung up on without a word.
+        let hung_up = |attempt: &Attempt| {
+            matches!(
+                attempt.reason.kind(),
+                IoKind::BrokenPipe | IoKind::ConnectionReset | IoKind::UnexpectedEof
+            )
+        };
+        if tried.iter().any(hung_up) {
+            return "; be listed under [access] of its configuration, or see its log";
+        }
         return "; start one with `kvd serve`, or say where it is with --socket or KVD_SOCKET";
     }
     match error.kind() {

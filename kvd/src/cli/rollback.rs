@@ -1,5 +1,7 @@
 //! `kvd rollback`: ends somebody's transaction by hand.
 
+use serde_json::json;
+
 use super::common::{Common, say};
 use super::failure::{Exit, Outcome};
 
@@ -17,10 +19,14 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(common: &Common, args: &Args) -> Outcome {
-    if !common.client()?.admin().roll_back(args.transaction)? {
-        eprintln!("kvd: no transaction {} is open", args.transaction);
-        return Ok(Exit::NotFound);
+    let number = args.transaction;
+    let was_open = common.client()?.admin().roll_back(number)?;
+    if common.json {
+        say(json!({ "transaction": number, "rolled_back": was_open }))?;
+    } else if was_open {
+        say(format_args!("transaction {number} was rolled back"))?;
+    } else {
+        eprintln!("kvd: no transaction {number} is open");
     }
-    say(format!("transaction {} was rolled back", args.transaction))?;
-    Ok(Exit::Done)
+    Ok(if was_open { Exit::Done } else { Exit::NotFound })
 }

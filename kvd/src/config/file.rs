@@ -104,7 +104,8 @@ impl Reader<'_> {
         let origin = origin_at(self.path, self.text, value.span().start);
         let text = match value.get_ref() {
             DeValue::Array(items) => {
-                let texts: Option<Vec<&str>> = items.iter().map(|item| item.get_ref().as_str()).collect();
+                let texts: Option<Vec<String>> =
+                    items.iter().map(|item| scalar_text(item.get_ref())).collect();
                 texts.map(|texts| texts.join(","))
             }
             scalar => scalar_text(scalar),

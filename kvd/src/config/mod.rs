@@ -269,6 +269,9 @@ impl Config {
     }
 }
 
+/// The configuration file that is installed: every setting, commented out, with its default and what it is for.
+pub const DEFAULT_FILE: &str = include_str!("../../kvd.toml");
+
 /// The socket's name in its directory.
 pub const SOCKET_NAME: &str = "kvd.sock";
 

@@ -1,13 +1,14 @@
 //! Configurations as operators write them, and the messages they get.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_proto::wire::{Durability, Rights};
 
-use super::{Config, Recover, Sources};
+use super::source::{ACCESS_KEYS, CACHE_KEYS, HOST_KEYS, METRICS_KEYS};
+use super::{Config, DEFAULT_FILE, Recover, Sources};
 
 fn sources(env: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Sources {
     let mut variables: BTreeMap<String, String> =
@@ -169,12 +170,15 @@ fn a_file_that_was_asked_for_must_be_there() {
 #[test]
 fn users_by_name_and_number_are_found() {
     let config = load_file(
-        "[access]\nusers = [\"root\", \"4242:read\", \"4242:admin\"]\ngroups = [\"root\"]",
+        "[access]\nusers = [\"root\", \"4242:read\", \"4242:admin\", 7]\ngroups = [\"root\"]",
         &[],
         &[],
     )
     .unwrap();
-    assert_eq!(config.access.users, [(0, Rights::CACHE), (4_242, Rights::READ | Rights::ADMIN)].into());
+    assert_eq!(
+        config.access.users,
+        [(0, Rights::CACHE), (7, Rights::CACHE), (4_242, Rights::READ | Rights::ADMIN)].into()
+    );
     assert_eq!(config.access.groups, [(0, Rights::CACHE)].into());
 }
 
@@ -221,4 +225,37 @@ fn logs_are_of_a_known_format_and_filter() {
     assert!(load_file("log_format = \"xml\"\n", &[], &[]).unwrap_err().contains("pretty, json, journald"));
     assert!(load_file("log = \"kvd=loud\"\n", &[], &[]).unwrap_err().contains("FILE:1"));
     assert!(load_file("slow_log_threshold = \"0\"\n", &[], &[]).unwrap().slow_log_threshold.is_none());
+}
+
+#[test]
+fn the_installed_file_shows_every_setting_with_its_default() {
+    let uncommented: String = DEFAULT_FILE
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' ')).unwrap_or(line)
+        })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let root: toml::Table = uncommented.parse().unwrap();
+    let keys_of = |table: &toml::Table| -> BTreeSet<String> { table.keys().cloned().collect() };
+    let names = |keys: &[&str]| -> BTreeSet<String> { keys.iter().map(|key| (*key).to_owned()).collect() };
+    let host: Vec<&str> = HOST_KEYS.iter().map(|(key, _)| *key).chain(["default", "caches"]).collect();
+    assert_eq!(keys_of(&root), names(&host));
+    for (table, keys) in [("access", &ACCESS_KEYS[..]), ("metrics", &METRICS_KEYS), ("default", &CACHE_KEYS)]
+    {
+        assert_eq!(keys_of(root[table].as_table().unwrap()), names(keys), "[{table}]");
+    }
+
+    let load = |toml: &str| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(toml.as_bytes()).unwrap();
+        let file = Some(file.path().to_owned());
+        Config::load(&Sources { file, is_root: true, ..Sources::default() }).unwrap()
+    };
+    let nothing_said = load("");
+    assert_eq!(load(DEFAULT_FILE), nothing_said);
+    let mut all_said = load(&uncommented);
+    // The two that have no default, and stand there as examples.
+    assert!(all_said.metrics_listen.take().is_some() && all_said.caches.remove("session").is_some());
+    assert_eq!(all_said, nothing_said);
 }

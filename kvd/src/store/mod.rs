@@ -67,7 +67,7 @@ pub use restore::{RestoreError, Restored, restore};
 pub use scan::{Enumerated, Enumeration, PageSource};
 pub use shared::{Health, Hooks, Judgement};
 pub use snapshot::{Snapshot, SnapshotCache, SnapshotItem};
-
+pub use tables::FORMAT;
 pub use verify::{Verified, verify};
 
 use crate::clock::Clock;

@@ -13,7 +13,7 @@ use super::pending::Mark;
 use super::record::{decode, encode_into};
 
 /// The format of the store's files. A newer one is refused.
-pub(super) const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 1;
 
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Row number to records, in order. A flush makes one row or a few.
