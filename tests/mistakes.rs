@@ -74,6 +74,64 @@ fn a_cache_that_is_not_there_is_named_with_where_to_look() {
 }
 
 #[test]
+fn what_prints_data_prints_json_for_scripts() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let backup = home.path().join("backup").display().to_string();
+    let dump = home.path().join("dump").display().to_string();
+    home.kvd(&["put", "c", "n", "7", "--ttl", "1h"]);
+    for command in [
+        "put c k v --ttl 1h",
+        "get c k",
+        "describe c k",
+        "expire c k 5m",
+        "increment c n",
+        "scan c",
+        "scan c --long",
+        "scan c --biggest 3",
+        "scan c --hottest 3",
+        "scan c --prefix-summary",
+        "stats",
+        "stats c",
+        "caches",
+        "clients",
+        "locks",
+        "slow-log",
+        "top",
+        "ping",
+        "ping --histogram --count 3",
+        "rollback 5",
+        "doctor",
+        "check",
+        "compact",
+        "dump",
+        &format!("dump --output {dump}"),
+        &format!("load {dump} --replace"),
+        &format!("backup {backup}"),
+        &format!("check {backup}"),
+        "delete c k",
+        "take c n",
+        "clear c --dry-run",
+        "clear c --expired --yes",
+        "clear c --yes",
+        "drop c --yes",
+        "reload",
+        "restart",
+        "stop",
+    ] {
+        let Output { stdout, stderr, .. } = home.kvd(&[&["--json"][..], &words(command)].concat());
+        let values: Result<Vec<serde_json::Value>, _> =
+            serde_json::Deserializer::from_slice(&stdout).into_iter().collect();
+        let said = || format!("kvd --json {command}: {}{}", text(&stdout), text(&stderr));
+        assert!(
+            values.unwrap_or_else(|error| panic!("{error}: {}", said())).iter().any(|value| !value.is_null()),
+            "{}",
+            said()
+        );
+    }
+}
+
+#[test]
 fn wrong_arguments_are_told_in_one_line_with_the_right_ones() {
     let home = Home::new();
     for (command, says) in [
