@@ -165,10 +165,8 @@ fn scripts_are_not_taken_at_half_a_word() {
     assert!(code == 4 && said.contains("no cache is called"), "what is not there is not asked about: {said}");
 }
 
-#[test]
-fn who_may_not_come_in_is_told_who_could_change_that() {
-    let home = Home::new();
-    let _daemon = home.start();
+/// `kvd get c k` as a user who is nobody to the daemon; nothing where that cannot be.
+fn as_a_stranger(home: &Home) -> Option<(i32, String)> {
     // As root nothing is forbidden: be somebody else then.
     let mut command = if nix::unistd::geteuid().is_root() {
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -179,13 +177,34 @@ fn who_may_not_come_in_is_told_who_could_change_that() {
         std::fs::set_permissions(home.socket(), std::fs::Permissions::from_mode(0o000)).unwrap();
         kvd()
     };
-    let output =
-        command.args(["get", "c", "k"]).env("KVD_SOCKET", home.socket()).stdin(Stdio::null()).output();
-    let output = match output {
-        Ok(output) if output.status.code() != Some(126) && output.status.code() != Some(127) => output,
-        other => return println!("skipped: another user cannot run this binary: {other:?}"),
-    };
-    let (code, said) = one_line("get c k", &output);
+    command.args(["get", "c", "k"]).env("KVD_SOCKET", home.socket()).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) if !matches!(output.status.code(), Some(126 | 127)) => Some(one_line("get c k", &output)),
+        other => {
+            println!("skipped: another user cannot run this binary: {other:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn who_may_not_connect_is_told_who_could_change_that() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let Some((code, said)) = as_a_stranger(&home) else { return };
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("may not use") && said.contains("[access]"), "{said}");
+}
+
+#[test]
+fn who_is_hung_up_on_is_not_told_to_start_a_daemon() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: only root can be somebody else");
+    }
+    // For two users the socket is open to all.
+    let home = Home::configured("[access]\nusers = [4241, 4242]\n");
+    let _daemon = home.start();
+    let Some((code, said)) = as_a_stranger(&home) else { return };
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("[access]") && !said.contains("`kvd serve`"), "{said}");
 }
