@@ -74,6 +74,64 @@ fn a_cache_that_is_not_there_is_named_with_where_to_look() {
 }
 
 #[test]
+fn what_prints_data_prints_json_for_scripts() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let backup = home.path().join("backup").display().to_string();
+    let dump = home.path().join("dump").display().to_string();
+    home.kvd(&["put", "c", "n", "7", "--ttl", "1h"]);
+    for command in [
+        "put c k v --ttl 1h",
+        "get c k",
+        "describe c k",
+        "expire c k 5m",
+        "increment c n",
+        "scan c",
+        "scan c --long",
+        "scan c --biggest 3",
+        "scan c --hottest 3",
+        "scan c --prefix-summary",
+        "stats",
+        "stats c",
+        "caches",
+        "clients",
+        "locks",
+        "slow-log",
+        "top",
+        "ping",
+        "ping --histogram --count 3",
+        "rollback 5",
+        "doctor",
+        "check",
+        "compact",
+        "dump",
+        &format!("dump --output {dump}"),
+        &format!("load {dump} --replace"),
+        &format!("backup {backup}"),
+        &format!("check {backup}"),
+        "delete c k",
+        "take c n",
+        "clear c --dry-run",
+        "clear c --expired --yes",
+        "clear c --yes",
+        "drop c --yes",
+        "reload",
+        "restart",
+        "stop",
+    ] {
+        let Output { stdout, stderr, .. } = home.kvd(&[&["--json"][..], &words(command)].concat());
+        let values: Result<Vec<serde_json::Value>, _> =
+            serde_json::Deserializer::from_slice(&stdout).into_iter().collect();
+        let said = || format!("kvd --json {command}: {}{}", text(&stdout), text(&stderr));
+        assert!(
+            values.unwrap_or_else(|error| panic!("{error}: {}", said())).iter().any(|value| !value.is_null()),
+            "{}",
+            said()
+        );
+    }
+}
+
+#[test]
 fn wrong_arguments_are_told_in_one_line_with_the_right_ones() {
     let home = Home::new();
     for (command, says) in [
@@ -107,10 +165,8 @@ fn scripts_are_not_taken_at_half_a_word() {
     assert!(code == 4 && said.contains("no cache is called"), "what is not there is not asked about: {said}");
 }
 
-#[test]
-fn who_may_not_come_in_is_told_who_could_change_that() {
-    let home = Home::new();
-    let _daemon = home.start();
+/// `kvd get c k` as a user who is nobody to the daemon; nothing where that cannot be.
+fn as_a_stranger(home: &Home) -> Option<(i32, String)> {
     // As root nothing is forbidden: be somebody else then.
     let mut command = if nix::unistd::geteuid().is_root() {
         std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -121,13 +177,34 @@ fn who_may_not_come_in_is_told_who_could_change_that() {
         std::fs::set_permissions(home.socket(), std::fs::Permissions::from_mode(0o000)).unwrap();
         kvd()
     };
-    let output =
-        command.args(["get", "c", "k"]).env("KVD_SOCKET", home.socket()).stdin(Stdio::null()).output();
-    let output = match output {
-        Ok(output) if output.status.code() != Some(126) && output.status.code() != Some(127) => output,
-        other => return println!("skipped: another user cannot run this binary: {other:?}"),
-    };
-    let (code, said) = one_line("get c k", &output);
+    command.args(["get", "c", "k"]).env("KVD_SOCKET", home.socket()).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) if !matches!(output.status.code(), Some(126 | 127)) => Some(one_line("get c k", &output)),
+        other => {
+            println!("skipped: another user cannot run this binary: {other:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn who_may_not_connect_is_told_who_could_change_that() {
+    let home = Home::new();
+    let _daemon = home.start();
+    let Some((code, said)) = as_a_stranger(&home) else { return };
     assert_eq!(code, 4, "{said}");
     assert!(said.contains("may not use") && said.contains("[access]"), "{said}");
+}
+
+#[test]
+fn who_is_hung_up_on_is_not_told_to_start_a_daemon() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: only root can be somebody else");
+    }
+    // For two users the socket is open to all.
+    let home = Home::configured("[access]\nusers = [4241, 4242]\n");
+    let _daemon = home.start();
+    let Some((code, said)) = as_a_stranger(&home) else { return };
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("[access]") && !said.contains("`kvd serve`"), "{said}");
 }
