@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use crate::support::{Home, kvd, text};
 
 /// Each command that talks to a daemon, with arguments that are right; those that name a cache name one that is not there.
-const COMMANDS: [&str; 30] = [
+const COMMANDS: [&str; 31] = [
     "get typo k",
     "expire typo k 5m",
     "delete typo k",
@@ -27,6 +27,7 @@ const COMMANDS: [&str; 30] = [
     "increment c k",
     "caches",
     "clients",
+    "access",
     "locks",
     "slow-log",
     "rollback 5",
@@ -95,6 +96,7 @@ fn what_prints_data_prints_json_for_scripts() {
         "stats c",
         "caches",
         "clients",
+        "access",
         "locks",
         "slow-log",
         "top",

@@ -71,7 +71,11 @@ pub const FAMILIES: &[Family] = &[
         "From when a request's bytes had been read until its answer could be sent, waits included",
     ),
     family("kvd_slow_requests_total", Counter, "Requests beyond slow_log_threshold"),
-    family("kvd_start_clean", Gauge, "Whether the daemon before this one had stopped cleanly: 1 or 0"),
+    family(
+        "kvd_start_clean",
+        Gauge,
+        "Whether the daemon before this one had stopped cleanly, or there was none: 1 or 0",
+    ),
     family("kvd_start_replayed_journal_records", Gauge, "Journal records replayed at the start"),
     family("kvd_start_replayed_pending_records", Gauge, "Records of the pending log replayed at the start"),
     family("kvd_store_healthy", Gauge, "Whether the disk takes what is written: 1 or 0"),

@@ -211,7 +211,8 @@ impl<T> EntryBuilder<Cache, T> {
             )));
         }
         let EntryBuilder { cache, codec, key, options, cache_if } = self;
-        let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives };
+        let load =
+            Load { cache: &cache, codec, key: &key, options: &options, takes_negatives, is_detached: false };
         let run = runner(load, cache_if, |fill: Fill<T>| loader(&fill));
         let takes = |bytes: &[u8]| load.takes(bytes);
         load.resolve(glance, |course, flight| course.fly(flight, takes, run))
@@ -220,7 +221,8 @@ impl<T> EntryBuilder<Cache, T> {
 
 impl<T: 'static> EntryBuilder<Cache, T> {
     /// As [`get_or_load`](EntryBuilder::get_or_load), with the loader in a thread of its own, at most 64 at once: timeouts hold, a stale value
-    /// is served while it is reloaded, and a load ahead of the end holds up nobody.
+    /// is served while it is reloaded, and a load ahead of the end holds up nobody. Beyond 64 a stale value is served without being
+    /// reloaded; where there is none, the loader runs in the caller's thread.
     ///
     /// ```
     /// # let server = kvd::testing::server();
@@ -244,8 +246,8 @@ impl<T: 'static> EntryBuilder<Cache, T> {
     ) -> Result<T> {
         let EntryBuilder { cache, codec, key, options, cache_if } = self;
         let glance = cache.glance(&cache.looker(codec, false), &key, options.refresh_ahead);
-        let load = Load { cache: &cache, codec, key: &key, options: &options, takes_negatives: false };
         let run = Owned { cache: cache.clone(), codec, key: key.clone(), options: options.clone() };
+        let load = Load { cache: &cache, codec, key: &key, options: &options, ..run.load() };
         let fly = move |course: Course, flight: Option<&Flight>| {
             let load = run.load();
             let run = runner(load, cache_if, move |fill| loader(fill).map(Some));
@@ -262,6 +264,8 @@ struct Load<'a, T> {
     key: &'a [u8],
     options: &'a LoadOptions,
     takes_negatives: bool,
+    /// In a thread of its own.
+    is_detached: bool,
 }
 
 impl<T> Clone for Load<'_, T> {
@@ -283,7 +287,7 @@ struct Owned<T> {
 impl<T> Owned<T> {
     fn load(&self) -> Load<'_, T> {
         let Owned { cache, codec, key, options } = self;
-        Load { cache, codec: *codec, key, options, takes_negatives: false }
+        Load { cache, codec: *codec, key, options, takes_negatives: false, is_detached: true }
     }
 }
 
@@ -368,6 +372,11 @@ impl<T> Load<'_, T> {
         self.looker().hit(served.source, served.is_stale);
         served.note(self.cache.scope.as_ref());
         Some(value)
+    }
+
+    /// Whether a load would hold up nobody who can do without it.
+    fn has_room(&self) -> bool {
+        !self.is_detached || self.cache.client.here().detached.load(Ordering::Relaxed) < DETACHED_LOADS_MAX
     }
 
     fn under_way(&self) -> bool {
@@ -464,7 +473,7 @@ impl<T> Load<'_, T> {
         set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
     ) -> Option<Option<T>> {
         let chain = Chain::current();
-        if self.under_way() || !chain.is_empty() {
+        if self.under_way() || !chain.is_empty() || !self.has_room() {
             return None;
         }
         let lead = self.board().ok()?;
@@ -508,7 +517,7 @@ impl<T> Load<'_, T> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut overtaken = 0;
         loop {
-            if let Some(served) = stale.as_ref().filter(|_| self.under_way()) {
+            if let Some(served) = stale.as_ref().filter(|_| self.under_way() || !self.has_room()) {
                 return Ok(self.serve(served));
             }
             if here.outage.is_open()

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_client::{Effect, ErrorKind};
+use kv_client::{Effect, ErrorKind, PutOptions, Ttl};
 
 use crate::support::*;
 
@@ -62,9 +62,12 @@ fn detached_loaders_that_panic_give_their_threads_back() {
 }
 
 #[test]
-fn beyond_sixty_four_detached_loads_the_callers_load_for_themselves() {
+fn beyond_sixty_four_detached_loads_the_callers_load_what_they_cannot_do_without() {
     let server = kvd::testing::server();
     let client = server.client();
+    let stale = PutOptions::new().ttl(Duration::from_secs(60)).stale_for(Duration::from_secs(60));
+    client.cache("c").put_with("stale", "old", stale).unwrap();
+    client.cache("c").expire("stale", Ttl::Stale).unwrap();
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let ended = Arc::new(parking_lot::Mutex::new(ended));
     for n in 0..64 {
@@ -82,6 +85,12 @@ fn beyond_sixty_four_detached_loads_the_callers_load_for_themselves() {
         bytes::<Never>("own")
     });
     assert_eq!(own.unwrap(), b"own");
+    // Who has something to show is not kept waiting.
+    let shown = client
+        .cache("c")
+        .entry("stale")
+        .get_or_load_detached(|_| -> Result<Vec<u8>, Never> { panic!("nobody has time for this") });
+    assert_eq!(shown.unwrap(), b"old");
     drop(end);
     until_nothing_is_held(&server);
     assert_eq!(client.cache("c").get("63").unwrap().unwrap(), b"late");

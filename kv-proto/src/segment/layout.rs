@@ -24,8 +24,8 @@ use crate::limits;
 
 /// The first word of every segment: "kvd-seg" and a zero.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"kvd-seg\0");
-/// Raised whenever a word means something else.
-pub(super) const LAYOUT_VERSION: u64 = 1;
+/// The version of a segment's layout, in its second word; raised whenever a word means something else.
+pub const LAYOUT_VERSION: u64 = 1;
 
 pub(super) const H_MAGIC: usize = 0;
 pub(super) const H_VERSION: usize = 1;

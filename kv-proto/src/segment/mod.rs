@@ -36,7 +36,7 @@ pub use control::{Control, HEARTBEAT_STALE_MS, SegmentState, Time};
 pub use error::AttachError;
 pub use hits::Hits;
 pub use item::{Freshness, Life, Meta, NewItem, Place};
-pub use layout::Geometry;
+pub use layout::{Geometry, LAYOUT_VERSION};
 #[cfg(not(loom))]
 pub use process::process_id;
 pub use reader::{ManyOutcome, Outcome, Reader, Reason, Value};

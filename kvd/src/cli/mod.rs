@@ -286,9 +286,9 @@ mod tests {
         }
         // Those for looking after a daemon; items one by one are for `--help`.
         for name in [
-            "backup", "caches", "check", "clear", "clients", "compact", "doctor", "dump", "load", "locks",
-            "ping", "reload", "restart", "restore", "rollback", "scan", "serve", "slow-log", "stats", "stop",
-            "sync", "top", "watch",
+            "access", "backup", "caches", "check", "clear", "clients", "compact", "doctor", "dump", "load",
+            "locks", "ping", "reload", "restart", "restore", "rollback", "scan", "serve", "slow-log",
+            "stats", "stop", "sync", "top", "watch",
         ] {
             assert!(seen.contains(name), "docs/OPERATIONS.md shows no `kvd {name}`");
         }

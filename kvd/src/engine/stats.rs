@@ -76,7 +76,7 @@ impl Engine {
             ("kvd_uptime_seconds", self.started.elapsed().as_secs_f64()),
             ("kvd_memory_max_bytes", self.adjustable.load().memory_bytes as f64),
             ("kvd_sequence", self.control.committed() as f64),
-            ("kvd_start_clean", f64::from(u8::from(found.report.clean))),
+            ("kvd_start_clean", f64::from(u8::from(found.report.clean || found.report.created))),
             ("kvd_start_replayed_journal_records", found.report.journal_records as f64),
             ("kvd_start_replayed_pending_records", found.report.pending_records as f64),
             ("kvd_store_healthy", f64::from(u8::from(store.health == Health::Good))),
