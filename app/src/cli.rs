@@ -43,7 +43,7 @@ pub(crate) enum Command {
     Web(Web),
     /// Charges what was ordered and writes the mails. Several may run.
     Orders(Orders),
-    /// Loads again what is used most before it expires, and rebuilds the search index.
+    /// Loads again what is looked at before it expires, and rebuilds the search index.
     Refresh(Refresh),
     /// Fills the database with a catalogue, and builds the search index.
     Import(Import),
@@ -230,9 +230,9 @@ pub(crate) struct Refresh {
     /// The process that started it: it does not outlive that one.
     #[arg(long, value_name = "PID", hide = true)]
     pub(crate) parent: Option<i32>,
-    /// How many of the most used objects of each kind are kept warm.
-    #[arg(long, value_name = "N", default_value = "512", value_parser = value_parser!(u32).range(1..=1_000))]
-    pub(crate) objects: u32,
+    /// How many of the toys that somebody looks at are kept warm.
+    #[arg(long, value_name = "N", default_value = "8192")]
+    pub(crate) toys_max: usize,
     #[command(flatten)]
     pub(crate) places: Places,
 }

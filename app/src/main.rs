@@ -134,7 +134,7 @@ async fn keep_warm(options: &cli::Refresh) -> Result<(), Failure> {
     let refresher = refresh::Refresher {
         catalogue: Catalogue::new(&client, database.clone()),
         search: Search::open(&places.index())?,
-        objects: options.objects,
+        toys_max: options.toys_max,
         database,
         client,
     };

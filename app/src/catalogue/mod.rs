@@ -11,7 +11,7 @@ pub(crate) mod pieces;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_client::{Cache, Client, Effect, Typed};
+use kv_client::{Cache, Client, Effect, Ttl, Typed};
 use serde::{Deserialize, Serialize};
 
 use crate::database::Database;
@@ -27,6 +27,9 @@ const REFRESH_AHEAD: f64 = 0.8;
 /// How long a visitor waits for the database. The query goes on, and the next visitor finds its answer.
 const LOAD_WITHIN: Duration = Duration::from_secs(3);
 
+/// Objects that are said to be stale before they are loaded together: few, so that they are stale for milliseconds.
+const REWARMED_TOGETHER: usize = 250;
+
 /// Which toy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct ToyId(pub(crate) i64);
@@ -35,6 +38,11 @@ impl ToyId {
     /// What everything that shows this toy is cleared by.
     pub(crate) fn tag(self) -> String {
         format!("sku:{}", self.0)
+    }
+
+    /// Which toy a tag is of.
+    pub(crate) fn of_tag(tag: &[u8]) -> Option<ToyId> {
+        number(tag.strip_prefix(b"sku:")?).map(ToyId)
     }
 }
 
@@ -167,15 +175,14 @@ impl Catalogue {
             .await
     }
 
-    /// Loads again what is in use, whatever its age, for others to find: for `refresh`.
+    /// Loads again what is about to expire: stale at once, so that its readers go on with it while one query is made for all.
     pub(crate) async fn rewarm<T: Piece>(&self, ids: &[ToyId]) -> Result<(), Fault> {
-        let numbers: Vec<i64> = ids.iter().map(|id| id.0).collect();
-        let found = self.database.replicas().read(|pool| T::select(pool, numbers.clone())).await?;
         let cache = cache_of::<T>(&self.client);
-        for (id, piece) in found {
-            let entry = cache.entry(id.to_string()).ttl(T::LIFE.ttl).stale_for(T::LIFE.stale_for);
-            let entry = entry.jitter(JITTER).tag(ToyId(id).tag());
-            entry.refresh(move |_fill| async move { Ok::<_, sqlx::Error>(piece) }).await?;
+        for some in ids.chunks(REWARMED_TOGETHER) {
+            for id in some {
+                cache.expire(id.0.to_string(), Ttl::Stale).await?;
+            }
+            self.many(&cache, some, &Visit::default()).await?;
         }
         Ok(())
     }

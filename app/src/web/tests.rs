@@ -156,12 +156,12 @@ async fn forged_expired_and_cut_cookies_are_strangers() {
     let (name, value) = cookie.split_once('=').unwrap();
     let (text, mac) = value.rsplit_once('.').unwrap();
     let (id, until) = text.split_once('.').unwrap();
-    let forged = format!("{}{}", if mac.starts_with('A') { 'B' } else { 'A' }, &mac[1..]);
+    let other = |text: &str| format!("{}{}", if text.starts_with('A') { 'B' } else { 'A' }, &text[1..]);
     for value in [
         value[..value.len() - 1].to_owned(),
-        format!("{text}.{forged}"),
+        format!("{text}.{}", other(mac)),
         format!("{id}.{}.{mac}", until.parse::<i64>().unwrap() + 1),
-        format!("A{}.{until}.{mac}", &id[1..]),
+        format!("{}.{until}.{mac}", other(id)),
         text.to_owned(),
         String::new(),
     ] {
