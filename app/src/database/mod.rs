@@ -65,11 +65,18 @@ impl Database {
 
     /// A transaction that will write. SQLite is told so at once: one that begins to read and then wants to write fails as soon as
     /// somebody else has written, however patient it is.
+    ///
+    /// In a task of its own: a caller that is dropped while the transaction begins, because its visitor has left, would otherwise give
+    /// back a connection that has begun it, which nobody ends and which locks everybody out. So it is made, dropped, and rolled back.
     pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, sqlx::Error> {
-        match self.backend {
-            Backend::Sqlite => self.primary.begin_with("BEGIN IMMEDIATE").await,
-            Backend::Postgres => self.primary.begin().await,
-        }
+        let (pool, backend) = (self.primary.clone(), self.backend);
+        let begun = tokio::spawn(async move {
+            match backend {
+                Backend::Sqlite => pool.begin_with("BEGIN IMMEDIATE").await,
+                Backend::Postgres => pool.begin().await,
+            }
+        });
+        begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
     }
 }
 
@@ -97,4 +104,26 @@ fn pool(place: &str) -> Result<AnyPool, sqlx::Error> {
 /// `$1, $2, …` for as many values as there are, beginning at `first`.
 pub(crate) fn parameters(first: usize, count: usize) -> String {
     (first..first + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Callers are dropped at every point at which beginning a transaction waits.
+    #[tokio::test]
+    async fn a_caller_that_leaves_while_a_transaction_begins_locks_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("shop.sqlite").display().to_string(), &[]).unwrap();
+        sqlx::raw_sql("CREATE TABLE t (n BIGINT NOT NULL)").execute(database.primary()).await.unwrap();
+        for left in 0..200 {
+            let impatient = tokio::time::timeout(Duration::from_micros(left * 5), database.begin()).await;
+            drop(impatient);
+        }
+        for _ in 0..8 {
+            let mut transaction = database.begin().await.unwrap();
+            sqlx::query("INSERT INTO t VALUES (1)").execute(&mut *transaction).await.unwrap();
+            transaction.commit().await.unwrap();
+        }
+    }
 }
