@@ -1,0 +1,2 @@
+ALTER TABLE toy ADD COLUMN sold BIGINT NOT NULL DEFAULT 0;
+CREATE INDEX toy_by_sold ON toy (sold, id);

@@ -1,0 +1,305 @@
+//! What the shop measures of itself: latency by kind of page, hits by kind of object, queries a page.
+//!
+//! From "Experience feedback in running a SaaS application": measure requests inside the application from the first day; outside monitoring is too
+//! coarse, and production teaches more than the bench. The pitfall of pre-forked workers: whoever asks one of them gets a fraction. Each
+//! worker puts its counts into kvd once a second, under the number of its place; whoever asks gets the sum. A worker that replaces a dead
+//! one goes on from what that one had counted, so no total ever goes back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use kv_client::{Cache, Client, SchemaVersion, Typed};
+use serde::{Deserialize, Serialize};
+use tokio::time::interval;
+
+use crate::faults;
+use crate::pages::address::Address;
+use crate::visit::{Kind, Visit};
+
+/// Upper bounds of the latencies, in microseconds: each a quarter more than the one before, from 50 µs to 10 s.
+pub(crate) const BUCKETS: usize = 56;
+/// How often counts are put where others see them.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+/// How long the counts of a place are kept that has no worker any more.
+const KEEP: Duration = Duration::from_secs(3_600);
+
+/// Kinds of requests, as they are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    Home,
+    Category,
+    Product,
+    Search,
+    Private,
+    Form,
+    Other,
+}
+
+impl Route {
+    pub(crate) const ALL: [Route; 7] = [
+        Route::Home,
+        Route::Category,
+        Route::Product,
+        Route::Search,
+        Route::Private,
+        Route::Form,
+        Route::Other,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Route::Home => "home",
+            Route::Category => "category",
+            Route::Product => "product",
+            Route::Search => "search",
+            Route::Private => "private",
+            Route::Form => "form",
+            Route::Other => "other",
+        }
+    }
+
+    pub(crate) fn of(address: &Address) -> Route {
+        match address {
+            Address::Home => Route::Home,
+            Address::Category { .. } => Route::Category,
+            Address::Product(_) => Route::Product,
+            Address::Search(_) => Route::Search,
+        }
+    }
+}
+
+/// What one kind of request came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RouteCounts {
+    pub(crate) requests: u64,
+    pub(crate) failures: u64,
+    pub(crate) queries: u64,
+    pub(crate) took_us: u64,
+    pub(crate) buckets: Vec<u64>,
+}
+
+/// Counts of one worker, or of all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counts {
+    /// By [`Route`].
+    pub(crate) routes: Vec<RouteCounts>,
+    /// Wanted and loaded, by [`Kind`].
+    pub(crate) objects: Vec<(u64, u64)>,
+    pub(crate) throttled: u64,
+    pub(crate) conflicts_retried: u64,
+    pub(crate) losses_retried: u64,
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        let route =
+            RouteCounts { requests: 0, failures: 0, queries: 0, took_us: 0, buckets: vec![0; BUCKETS] };
+        Counts {
+            routes: vec![route; Route::ALL.len()],
+            objects: vec![(0, 0); Kind::ALL.len()],
+            throttled: 0,
+            conflicts_retried: 0,
+            losses_retried: 0,
+        }
+    }
+}
+
+impl Counts {
+    fn add(&mut self, other: &Counts) {
+        for (own, other) in self.routes.iter_mut().zip(&other.routes) {
+            own.requests += other.requests;
+            own.failures += other.failures;
+            own.queries += other.queries;
+            own.took_us += other.took_us;
+            own.buckets.iter_mut().zip(&other.buckets).for_each(|(own, other)| *own += other);
+        }
+        for (own, other) in self.objects.iter_mut().zip(&other.objects) {
+            *own = (own.0 + other.0, own.1 + other.1);
+        }
+        self.throttled += other.throttled;
+        self.conflicts_retried += other.conflicts_retried;
+        self.losses_retried += other.losses_retried;
+    }
+
+    /// How many of a kind were wanted, and how many of them a cache had, of a thousand.
+    pub(crate) fn hits_per_mille(&self, kinds: &[Kind]) -> Option<u64> {
+        let sum = |of: fn(&(u64, u64)) -> u64| {
+            kinds.iter().map(|kind| of(&self.objects[*kind as usize])).sum::<u64>()
+        };
+        let (asked, loaded) = (sum(|counts| counts.0), sum(|counts| counts.1));
+        (asked > 0).then(|| asked.saturating_sub(loaded) * 1_000 / asked)
+    }
+
+    /// What was counted since `before`.
+    pub(crate) fn since(&self, before: &Counts) -> Counts {
+        let mut since = self.clone();
+        for (own, before) in since.routes.iter_mut().zip(&before.routes) {
+            own.requests = own.requests.saturating_sub(before.requests);
+            own.failures = own.failures.saturating_sub(before.failures);
+            own.queries = own.queries.saturating_sub(before.queries);
+            own.took_us = own.took_us.saturating_sub(before.took_us);
+            own.buckets
+                .iter_mut()
+                .zip(&before.buckets)
+                .for_each(|(own, before)| *own = own.saturating_sub(*before));
+        }
+        for (own, before) in since.objects.iter_mut().zip(&before.objects) {
+            *own = (own.0.saturating_sub(before.0), own.1.saturating_sub(before.1));
+        }
+        since
+    }
+}
+
+impl RouteCounts {
+    /// The latency, in microseconds, that so many of a hundred requests stay below, to the next bucket.
+    pub(crate) fn percentile_us(&self, percent: u64) -> u64 {
+        let wanted = (self.buckets.iter().sum::<u64>() * percent).div_ceil(100);
+        let mut seen = 0;
+        let at = self.buckets.iter().position(|count| {
+            seen += count;
+            seen >= wanted
+        });
+        bound_us(at.unwrap_or(BUCKETS - 1))
+    }
+}
+
+/// Up to where a bucket goes.
+pub(crate) fn bound_us(bucket: usize) -> u64 {
+    (50.0 * 1.25_f64.powi(i32::try_from(bucket).unwrap_or(i32::MAX))) as u64
+}
+
+/// One worker's counts.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    routes: [[AtomicU64; BUCKETS + 3]; Route::ALL.len()],
+    objects: [[AtomicU64; 2]; Kind::ALL.len()],
+    throttled: AtomicU64,
+    shared: Typed<Cache, Counts>,
+    slot: u16,
+    slots: u16,
+}
+
+impl Metrics {
+    pub(crate) fn new(client: &Client, slot: u16, slots: u16) -> Metrics {
+        let zero = |_| AtomicU64::new(0);
+        Metrics {
+            routes: std::array::from_fn(|_| std::array::from_fn(zero)),
+            objects: std::array::from_fn(|_| std::array::from_fn(zero)),
+            throttled: AtomicU64::new(0),
+            shared: client.cache("metrics").typed(SchemaVersion(1)),
+            slot,
+            slots,
+        }
+    }
+
+    pub(crate) fn record(&self, route: Route, took: Duration, visit: &Visit, status: StatusCode) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = (0..BUCKETS).find(|at| us <= bound_us(*at)).unwrap_or(BUCKETS - 1);
+        let counts = &self.routes[route as usize];
+        let add = |at: usize, more: u64| counts[at].fetch_add(more, Ordering::Relaxed);
+        add(bucket, 1);
+        add(BUCKETS, u64::from(status.is_server_error()));
+        add(BUCKETS + 1, u64::from(visit.queries()));
+        add(BUCKETS + 2, us);
+        for kind in Kind::ALL {
+            let (asked, loaded) = visit.objects(kind);
+            self.objects[kind as usize][0].fetch_add(u64::from(asked), Ordering::Relaxed);
+            self.objects[kind as usize][1].fetch_add(u64::from(loaded), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn throttled(&self) {
+        self.throttled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn own(&self) -> Counts {
+        let read = |counts: &[AtomicU64]| {
+            counts.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        let route = |counts: &[AtomicU64; BUCKETS + 3]| {
+            let mut buckets = read(counts);
+            let rest = buckets.split_off(BUCKETS);
+            RouteCounts {
+                requests: buckets.iter().sum(),
+                failures: rest[0],
+                queries: rest[1],
+                took_us: rest[2],
+                buckets,
+            }
+        };
+        let object =
+            |counts: &[AtomicU64; 2]| (counts[0].load(Ordering::Relaxed), counts[1].load(Ordering::Relaxed));
+        let (conflicts_retried, losses_retried) = faults::retries();
+        Counts {
+            routes: self.routes.iter().map(route).collect(),
+            objects: self.objects.iter().map(object).collect(),
+            throttled: self.throttled.load(Ordering::Relaxed),
+            conflicts_retried,
+            losses_retried,
+        }
+    }
+
+    /// Puts the counts where others see them, until it is dropped.
+    pub(crate) async fn publish(self: Arc<Self>) {
+        let before = self.shared.get(key(self.slot)).await.ok().flatten().unwrap_or_default();
+        let mut ticks = interval(PUBLISH_EVERY);
+        loop {
+            ticks.tick().await;
+            let mut counts = before.clone();
+            counts.add(&self.own());
+            // With kvd away there is nobody to tell; the next second is soon.
+            drop(self.shared.put(key(self.slot), &counts, KEEP).await);
+        }
+    }
+
+    /// The counts of all workers; of this one alone while kvd is away.
+    pub(crate) async fn all(&self) -> Counts {
+        let keys: Vec<String> = (0..self.slots).map(key).collect();
+        let workers = self.shared.get_many(&keys).await.unwrap_or_default();
+        let mut all = Counts::default();
+        workers.iter().flatten().for_each(|counts| all.add(counts));
+        if workers.iter().all(Option::is_none) { self.own() } else { all }
+    }
+}
+
+fn key(slot: u16) -> String {
+    format!("worker:{slot}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_right_to_the_next_bucket() {
+        let mut route = Counts::default().routes.swap_remove(0);
+        for us in 1..=10_000_u64 {
+            let bucket = (0..BUCKETS).find(|at| us <= bound_us(*at)).unwrap();
+            route.buckets[bucket] += 1;
+        }
+        let (p50, p99) = (route.percentile_us(50), route.percentile_us(99));
+        assert!((5_000..6_250).contains(&p50) && (9_900..12_375).contains(&p99), "{p50} {p99}");
+        assert!(bound_us(BUCKETS - 1) > 10_000_000);
+    }
+
+    #[tokio::test]
+    async fn a_successor_goes_on_where_the_dead_one_stopped() {
+        let server = kvd::testing::server();
+        let client = Client::builder().socket(server.socket()).build().await.unwrap();
+        for round in 1..=2 {
+            let worker = Arc::new(Metrics::new(&client, 0, 2));
+            worker.record(Route::Home, Duration::from_millis(1), &Visit::default(), StatusCode::OK);
+            let publishing = tokio::spawn(Arc::clone(&worker).publish());
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            let published = async || worker.shared.get(key(0)).await.ok().flatten();
+            while published().await.is_none_or(|counts| counts.routes[0].requests != round) {
+                assert!(tokio::time::Instant::now() < deadline, "round {round}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            publishing.abort();
+            assert_eq!(worker.all().await.routes[0].requests, round);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The refresher: what is looked at is loaded again before it expires, and the search index is rebuilt.
+//!
+//! From "E-Commerce with Django at Scale": refresh the hot shared objects on a schedule, in layers: an object once, for all the pages that use it. The
+//! pitfalls: warming everything, or what keeps itself warm, so only toys count whose *page* somebody made lately, which a refresher
+//! never does; and writing over what somebody has just cleared, so an object is first said to be stale and then loaded under a
+//! lease, which an invalidation takes away. Meanwhile its readers are served the old one. All that is due is one query a piece.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use kv_client::{Client, Life};
+use tokio::time::{Instant, interval, sleep};
+
+use crate::catalogue::pieces::{Description, Inventory, Piece, Price};
+use crate::catalogue::{Catalogue, ToyId};
+use crate::cli::Failure;
+use crate::database::Database;
+use crate::faults::Fault;
+use crate::search::Search;
+use crate::visit::Kind;
+
+/// How often what is about to expire is looked for.
+const EVERY: Duration = Duration::from_secs(2);
+/// Objects with less than this part of their life left are loaded again: one over so much.
+const LEFT: u32 = 3;
+/// A toy whose page nobody made for so long is not in use any more.
+const IN_USE_FOR: Duration = Duration::from_secs(300);
+/// How often the search index is rebuilt.
+const INDEX_EVERY: Duration = Duration::from_secs(60);
+
+/// Refreshes until it is dropped.
+pub(crate) struct Refresher {
+    pub(crate) client: Client,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) database: Database,
+    pub(crate) search: Search,
+    /// Most toys that are kept warm.
+    pub(crate) toys_max: usize,
+}
+
+/// Toys in use, and when their pages were last there.
+type InUse = HashMap<ToyId, Instant>;
+
+impl Refresher {
+    pub(crate) async fn run(&self) -> Result<(), Failure> {
+        tokio::join!(self.warm(), self.index());
+        Ok(())
+    }
+
+    async fn warm(&self) {
+        let mut in_use = InUse::new();
+        loop {
+            if let Err(fault) = self.round(&mut in_use).await {
+                tracing::debug!(%fault, "nothing is refreshed");
+            }
+            sleep(EVERY).await;
+        }
+    }
+
+    /// Looks what is in use, and loads again what is due; how many objects that was.
+    async fn round(&self, in_use: &mut InUse) -> Result<usize, Fault> {
+        self.note(in_use).await?;
+        let ids: Vec<ToyId> = in_use.keys().copied().collect();
+        Ok(self.refresh::<Description>(&ids).await?
+            + self.refresh::<Price>(&ids).await?
+            + self.refresh::<Inventory>(&ids).await?)
+    }
+
+    async fn index(&self) {
+        let mut ticks = interval(INDEX_EVERY);
+        loop {
+            ticks.tick().await;
+            match self.search.build(&self.database).await {
+                Ok(toys) => tracing::debug!(toys, "the search index is rebuilt"),
+                Err(fault) => tracing::warn!(%fault, "the search index stays as it is"),
+            }
+        }
+    }
+
+    /// The toys that have a page now: each is tagged with its toy.
+    async fn note(&self, in_use: &mut InUse) -> Result<(), Fault> {
+        let now = Instant::now();
+        let mut pages = self.client.cache(Kind::Page.name()).scan("");
+        while let Some(page) = pages.next_page().await? {
+            let tags = page.items.iter().flat_map(|(_, entry)| &entry.tags);
+            in_use.extend(tags.filter_map(|tag| ToyId::of_tag(tag)).map(|id| (id, now)));
+        }
+        in_use.retain(|_, last| now.duration_since(*last) < IN_USE_FOR);
+        if in_use.len() > self.toys_max {
+            let mut lasts: Vec<Instant> = in_use.values().copied().collect();
+            lasts.sort_unstable_by(|one, other| other.cmp(one));
+            let oldest = lasts[self.toys_max];
+            in_use.retain(|_, last| *last > oldest);
+        }
+        Ok(())
+    }
+
+    /// Loads again what of one kind is about to expire; how much that was.
+    async fn refresh<T: Piece>(&self, ids: &[ToyId]) -> Result<usize, Fault> {
+        let cache = self.client.cache(T::KIND.name());
+        let mut due = Vec::new();
+        for id in ids {
+            let left = cache.ttl(id.0.to_string()).await?;
+            if matches!(left, Some(Life::Left(left)) if left < T::LIFE.ttl / LEFT) {
+                due.push(*id);
+            }
+        }
+        self.catalogue.rewarm::<T>(&due).await?;
+        Ok(due.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestShop;
+    use crate::visit::Visit;
+
+    #[tokio::test]
+    async fn what_is_used_is_warm_and_nothing_else_is_loaded() {
+        let shop = TestShop::open().await;
+        let refresher = Refresher {
+            client: shop.client.clone(),
+            catalogue: shop.shop.catalogue.clone(),
+            database: shop.shop.database.clone(),
+            search: shop.shop.search.clone(),
+            toys_max: 10,
+        };
+        let mut in_use = InUse::new();
+        for id in 1..=5 {
+            shop.get(&format!("/product/{id}"), None).await;
+        }
+        let look = async |ids: std::ops::RangeInclusive<i64>| {
+            let visit = Visit::default();
+            for id in ids {
+                shop.shop.catalogue.product(ToyId(id), &visit).await.unwrap().unwrap();
+            }
+            visit.queries()
+        };
+        assert_eq!((look(1..=5).await, look(6..=7).await), (0, 6));
+        assert_eq!(refresher.round(&mut in_use).await.unwrap(), 0, "their lives have just begun");
+        shop.daemon.clock().advance(Inventory::LIFE.ttl * 3 / 4);
+        assert_eq!(refresher.round(&mut in_use).await.unwrap(), 5, "the inventories that pages were made of");
+        shop.daemon.clock().advance(Inventory::LIFE.ttl / 2);
+        assert_eq!(look(1..=5).await, 0, "their first lives are over, and nobody waits");
+        assert_eq!(look(6..=7).await, 2, "nobody made their pages");
+    }
+
+    #[tokio::test]
+    async fn an_invalidation_wins_over_the_refresher() {
+        let shop = TestShop::open().await;
+        let (ids, visit) = ([ToyId(1)], Visit::default());
+        let id = ids[0];
+        shop.shop.catalogue.product(id, &visit).await.unwrap();
+        sqlx::query("UPDATE price SET cents = 77 WHERE toy = 1")
+            .execute(shop.shop.database.primary())
+            .await
+            .unwrap();
+        let category =
+            &shop.shop.catalogue.product(id, &visit).await.unwrap().unwrap().description.category.clone();
+        let (rewarmed, forgotten) =
+            tokio::join!(shop.shop.catalogue.rewarm::<Price>(&ids), shop.shop.catalogue.forget(id, category));
+        rewarmed.unwrap();
+        forgotten.unwrap();
+        let product = shop.shop.catalogue.product(id, &Visit::default()).await.unwrap().unwrap();
+        assert_eq!(product.price.cents, 77);
+    }
+}
