@@ -63,8 +63,10 @@ fn operations() -> Vec<(&'static str, Rights)> {
         ("get_sliding", Rights::READ | Rights::WRITE),
         ("get_or_load", Rights::READ | Rights::WRITE),
         ("put", Rights::WRITE),
-        ("increment", Rights::WRITE),
+        ("increment", Rights::READ | Rights::WRITE),
         ("expire", Rights::WRITE),
+        ("expire_now", Rights::DELETE),
+        ("batch_expire_now", Rights::DELETE),
         ("delete", Rights::DELETE),
         ("take", Rights::READ | Rights::DELETE),
         ("batch", Rights::WRITE | Rights::DELETE),
@@ -87,11 +89,15 @@ fn attempt(client: &Client, cache: &Cache, operation: &str) -> Result<()> {
         "describe" => cache.describe("k").map(drop),
         "get_sliding" => cache.get_sliding("k", Sliding { below: ttl, ttl }).map(drop),
         "get_or_load" => {
-            cache.get_or_load("none", None, |_| Ok::<_, std::io::Error>(b"v".to_vec())).map(drop)
+            // Nobody else has loaded it.
+            let key = format!("none-{}", std::process::id());
+            cache.get_or_load(key, None, |_| Ok::<_, std::io::Error>(b"v".to_vec())).map(drop)
         }
         "put" => cache.put("k", "v", None).map(drop),
         "increment" => cache.increment("n", 1, Initial::value(0)).map(drop),
         "expire" => cache.expire("k", Ttl::After(ttl)).map(drop),
+        "expire_now" => cache.expire("d", Ttl::Now).map(drop),
+        "batch_expire_now" => client.batch().expire(cache.name(), "d", Ttl::Now).commit().map(drop),
         "delete" => cache.delete("d").map(drop),
         "take" => cache.take("t").map(drop),
         "batch" => {
@@ -128,6 +134,9 @@ pub(crate) fn attempter() {
         println!("MAY {name}.shared {}", if path_of(&client, name).is_shared() { "yes" } else { "no" });
     }
     let admin = client.admin();
+    // Who may change nothing keeps nobody waiting.
+    say("begin", client.begin().and_then(kv_client::blocking::Transaction::rollback));
+    say("lock", client.lock("name", Duration::from_secs(5)).and_then(kv_client::blocking::LockGuard::unlock));
     say("clear_all", client.clear_all(Effect::Stale).map(drop));
     say("check", admin.check(10).map(drop));
     say("last_restart", admin.last_restart().map(drop));
@@ -181,6 +190,9 @@ fn each_user_may_do_what_the_lists_say_in_each_cache_and_nothing_else() {
             let rights = if is_admin { Rights::all() } else { rights };
             assert_eq!(shown[name], rights.bits().to_string(), "user {uid}, cache {name}");
         }
+        let may_change = rights.iter().any(|rights| rights.intersects(Rights::WRITE | Rights::DELETE));
+        check("begin", may_change);
+        check("lock", may_change);
         check("clear_all", is_admin);
         for what in ["check", "last_restart", "access_of_others", "roll_back"] {
             check(what, is_admin);
@@ -266,6 +278,7 @@ fn a_reload_takes_rights_away_from_who_is_connected() {
         std::fs::write(home.path().join("kvd.toml"), fewer).unwrap();
         let reloaded = client.admin().reload().unwrap();
         assert!(reloaded.applied.iter().any(|line| line.contains("4244:scan")), "{reloaded:?}");
+        assert!(reloaded.needs_restart.iter().any(|line| line.contains("memory")), "{reloaded:?}");
         let said = reader.join().unwrap();
         assert!(said.contains("MEANWHILE user 4244 may not read in cache common"), "{said}");
     });

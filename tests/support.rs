@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Read};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +29,10 @@ struct Held {
 thread_local!(static HELD: RefCell<Held> = RefCell::default());
 
 /// A part of the machine, given back when the thread's last one is dropped; whoever has a [`Home`] has one.
-pub(crate) struct Part;
+pub(crate) struct Part {
+    /// It is given back where it was taken.
+    _of_this_thread: PhantomData<std::sync::MutexGuard<'static, ()>>,
+}
 
 /// Held by a test that says how long something may take at most, before it has a [`Home`] or without one.
 pub(crate) fn timed() -> Part {
@@ -38,7 +42,7 @@ pub(crate) fn timed() -> Part {
         }
         held.parts += 1;
     });
-    Part
+    Part { _of_this_thread: PhantomData }
 }
 
 impl Drop for Part {

@@ -15,7 +15,7 @@ use kv_proto::segment::Words;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{random, wait_for};
+use crate::support::{random, timed, wait_for};
 use crate::worker;
 
 const READERS: usize = 4;
@@ -36,6 +36,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 #[test]
 fn no_process_reads_anything_torn_while_the_ring_laps() {
+    let _timed = timed();
     let asked_for = std::env::var("KVD_READS").ok().and_then(|reads| reads.parse().ok());
     let wanted: u64 = asked_for.unwrap_or(1_000_000);
     let overtaken_min = if asked_for.is_some() { OVERTAKEN_MIN } else { OVERTAKEN_MIN_SHORT };

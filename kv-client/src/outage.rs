@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::blocking::Connection;
 use crate::error::Error;
 use crate::limits::{PROBE_PAUSE_FIRST, PROBE_PAUSE_MAX};
+use crate::load::course::Served;
 use crate::load::standby::Standby;
 use crate::lock::Lock;
 use crate::observe::Event;
@@ -32,6 +33,13 @@ pub(crate) struct Outage {
     undelivered: Undelivered,
     /// What this process loads meanwhile.
     pub(crate) standby: Standby,
+}
+
+/// A moment of an outage.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    answers: u64,
+    invalidations: u64,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +114,23 @@ impl Outage {
     pub(crate) fn answered(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
         self.standby.clear();
+    }
+
+    /// When a load without the daemon begins; for [`Outage::keep`] and [`Outage::is_overtaken`].
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { answers: self.answers(), invalidations: self.standby.moment() }
+    }
+
+    /// Keeps what was loaded since, unless the daemon has answered meanwhile: from then on others may have changed it.
+    pub(crate) fn keep(&self, since: Moment, seat: u64, key: &[u8], served: &Served) {
+        if self.is_silent_since(since.answers) {
+            self.standby.keep(since.invalidations, seat, key, served);
+        }
+    }
+
+    /// Whether this process invalidated anything since.
+    pub(crate) fn is_overtaken(&self, since: Moment) -> bool {
+        self.standby.moment() != since.invalidations
     }
 
     /// How many there were; for [`Outage::is_silent_since`].

@@ -294,6 +294,7 @@ fn responses() -> Vec<(&'static str, Response<'static>)> {
                 uid: 300,
                 groups: vec![5, 6],
                 rights: Rights::READ | Rights::ADMIN,
+                of_new: Rights::SCAN,
                 caches: vec![CacheRights { cache: "c", is_listed: true, rights: Rights::CACHE }],
             }),
         ),
@@ -400,7 +401,7 @@ const GOLDEN: &[(&str, &str)] = &[
     ("response reloaded", "070000001f01016101016e"),
     ("response restarting", "0300000020ac02"),
     ("response restarted", "0b000000210102016dac0202030405"),
-    ("response access", "0c00000022ac0202050621010163011f"),
+    ("response access", "0d00000022ac020205062108010163011f"),
     ("hello", "09000000ebec918b030101016e"),
     ("welcome", "06000000000102030405"),
     // GOLDEN END

@@ -122,6 +122,8 @@ pub struct AccessReport {
     pub groups: Vec<u32>,
     /// What the daemon's `[access]` gives it. Nothing: it may not connect. With [`Rights::ADMIN`]: everything.
     pub rights: Rights,
+    /// What it may do with a cache that is not there yet.
+    pub of_new: Rights,
     /// What it may do with each cache there is, by name.
     pub caches: Vec<CacheRights>,
 }
@@ -149,6 +151,7 @@ impl AccessReport {
             uid: report.uid,
             groups: report.groups.clone(),
             rights: report.rights,
+            of_new: report.of_new,
             caches: caches.collect(),
         }
     }

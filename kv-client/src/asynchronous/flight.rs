@@ -223,15 +223,15 @@ impl Course {
             return Landing::Value(served);
         }
         seat.loads().alone();
-        let moment = here.outage.standby.moment();
+        let moment = here.outage.moment();
         match run(None, 0).await {
             Ok(loaded) => {
                 let served = loaded.served();
                 if outage && loaded.put.is_some() {
-                    here.outage.standby.keep(moment, seat.id(), &self.key, &served);
+                    here.outage.keep(moment, seat.id(), &self.key, &served);
                 }
                 // Without a lease nobody but this process tells what happened meanwhile.
-                if here.outage.standby.moment() == moment {
+                if !here.outage.is_overtaken(moment) {
                     Landing::Value(served)
                 } else {
                     Landing::Overtaken(served)

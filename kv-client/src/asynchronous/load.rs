@@ -441,7 +441,8 @@ impl<T: 'static> Load<'_, T> {
                     (true, flight)
                 }
             };
-            match flight.wait(&Patience::new(leads, stale.take(), self.options, left())).await {
+            let patience = Patience::new(leads, stale.take(), self.options, left());
+            match flight.wait(&patience).await {
                 Turn::Take(served) => match self.serve(&served) {
                     // Of another schema, or "there is none": once more, without it.
                     None if !leads && except.is_none() => except = served.version,
@@ -459,7 +460,8 @@ impl<T: 'static> Load<'_, T> {
                 }
                 Turn::Fail(error) => return Err(error),
                 Turn::GiveUp | Turn::Wait(_) => {
-                    let own = run.take().filter(|_| !leads && self.options.on_busy == OnBusy::Load);
+                    let may_load = !leads && !patience.has_run_out() && self.options.on_busy == OnBusy::Load;
+                    let own = run.take().filter(|_| may_load);
                     let Some(run) = own else { return Err(gave_up(leads)) };
                     return self.load_for_itself(except, run).await;
                 }

@@ -411,10 +411,10 @@ impl<T> LoadMany<'_, T> {
         if own.is_empty() {
             return Ok(());
         }
-        let moment = here.outage.standby.moment();
+        let moment = here.outage.moment();
         for ((at, _), (value, loaded)) in own.iter().zip(self.call(&own, loader).await?) {
             if let Some(loaded) = loaded.filter(|loaded| loaded.put.is_some()) {
-                here.outage.standby.keep(moment, seat, &self.many.keys[*at], &loaded.served());
+                here.outage.keep(moment, seat, &self.many.keys[*at], &loaded.served());
             }
             self.cache.seat.loads().alone();
             self.many.set(*at, value);

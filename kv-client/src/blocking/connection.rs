@@ -118,16 +118,22 @@ impl Connection {
             debug_assert!(written < bytes.len());
             Failure::NotSent(lost(error, false, attempts))
         })?;
-        let mut frame = self.read_frame(deadline);
+        // What the sending and the first answer took is not given twice.
+        let mut frame = self.next_answer(deadline, attempts);
         if along.is_some() && frame.is_ok() {
             // Its answer says nothing.
-            frame = self.read_frame(deadline);
+            frame = self.next_answer(deadline, attempts);
         }
         self.owes = frame.is_err();
         frame.map_err(|broken| match broken {
             Broken::Io(error) => Failure::Sent(lost(error, true, attempts)),
             Broken::Frame(cause) => Failure::Sent(frames::not_ours(cause, true)),
         })
+    }
+
+    fn next_answer(&mut self, deadline: Instant, attempts: &Attempts) -> Result<Range<usize>, Broken> {
+        self.begin(deadline, attempts.op_timeout()).map_err(Broken::Io)?;
+        self.read_frame(deadline)
     }
 
     /// Whether the next exchange gets its own answer. One that failed half-way does not, nor does a child on its parent's stream.
@@ -237,7 +243,7 @@ impl Connection {
         Ok(())
     }
 
-    /// As `wait_until`, for a call that begins here: one that has all its time before it finds the timeouts as its
+    /// As `wait_until`, for what begins here: a call that has all its time before it finds the timeouts as its
     /// predecessor had them, and costs no system call. It may end a little late, by a 64th of its time and [`LATE_MAX`] at most.
     fn begin(&mut self, deadline: Instant, op_timeout: Duration) -> io::Result<()> {
         let used = op_timeout.saturating_sub(deadline.saturating_duration_since(Instant::now()));

@@ -45,8 +45,9 @@ impl Flight {
         self.turned.all();
     }
 
-    pub(super) fn is_landed(&self) -> bool {
-        self.progress.lock().landing.is_some()
+    /// How it ended, if it did.
+    pub(super) fn landing(&self) -> Option<Landing> {
+        self.progress.lock().landing.clone()
     }
 
     /// Waits for what `patience` waits for.
@@ -79,7 +80,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        if !self.flight.is_landed() {
+        if self.flight.landing().is_none() {
             self.land(Landing::Failed(loader_vanished(self.cache.name(), &self.key)));
         }
     }
@@ -103,15 +104,13 @@ impl Course {
     /// whether stored bytes are a value to this caller.
     pub(super) fn fly(
         &self,
-        flight: Option<&Flight>,
+        flight: &Flight,
         takes: impl Fn(&[u8]) -> bool,
         run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
     ) -> Landing {
         let (here, seat) = (self.cache.client.here(), &self.cache.seat);
         let asked = self.ask(self.except, self.wait);
-        if let Some(flight) = flight {
-            flight.reach(Stage::after(&asked));
-        }
+        flight.reach(Stage::after(&asked));
         let (mut road, mut loan) = match asked {
             Ok(asked) => asked,
             Err(error) if error.is_outage() => return self.fly_alone(true, run),
@@ -163,11 +162,11 @@ impl Course {
         &self,
         mut road: Road,
         lease: u64,
-        flight: Option<&Flight>,
+        flight: &Flight,
         meanwhile: Option<Served>,
         run: impl FnOnce(u64) -> Result<Loaded>,
     ) -> Landing {
-        if let (Some(flight), Some(meanwhile)) = (flight, &meanwhile) {
+        if let Some(meanwhile) = &meanwhile {
             flight.show_stale(meanwhile);
         }
         match run(lease) {
@@ -184,7 +183,7 @@ impl Course {
     /// The daemon has it, but not for long: it is reloaded, if nobody else does.
     pub(super) fn fly_ahead(
         &self,
-        flight: Option<&Flight>,
+        flight: &Flight,
         entry: Entry,
         run: impl FnOnce(Option<Arc<[u8]>>, u64) -> Result<Loaded>,
     ) -> Landing {
@@ -225,15 +224,15 @@ impl Course {
             return Landing::Value(served);
         }
         seat.loads().alone();
-        let moment = here.outage.standby.moment();
+        let moment = here.outage.moment();
         match run(None, 0) {
             Ok(loaded) => {
                 let served = loaded.served();
                 if outage && loaded.put.is_some() {
-                    here.outage.standby.keep(moment, seat.id(), &self.key, &served);
+                    here.outage.keep(moment, seat.id(), &self.key, &served);
                 }
                 // Without a lease nobody but this process tells what happened meanwhile.
-                if here.outage.standby.moment() == moment {
+                if !here.outage.is_overtaken(moment) {
                     Landing::Value(served)
                 } else {
                     Landing::Overtaken(served)

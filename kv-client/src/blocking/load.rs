@@ -248,7 +248,7 @@ impl<T: 'static> EntryBuilder<Cache, T> {
         let glance = cache.glance(&cache.looker(codec, false), &key, options.refresh_ahead);
         let run = Owned { cache: cache.clone(), codec, key: key.clone(), options: options.clone() };
         let load = Load { cache: &cache, codec, key: &key, options: &options, ..run.load() };
-        let fly = move |course: Course, flight: Option<&Flight>| {
+        let fly = move |course: Course, flight: &Flight| {
             let load = run.load();
             let run = runner(load, cache_if, move |fill| loader(fill).map(Some));
             course.fly(flight, |bytes| load.takes(bytes), run)
@@ -321,6 +321,16 @@ where
     }
 }
 
+/// Where a loader runs.
+enum Room {
+    /// In its caller's thread, as was asked for.
+    Here,
+    /// In a thread of its own.
+    Elsewhere(Detached),
+    /// There are as many threads as may be: in its caller's, if that cannot do without.
+    None,
+}
+
 /// One of the loads in threads of their own, until it ends, however it does.
 struct Detached(Client);
 
@@ -374,9 +384,13 @@ impl<T> Load<'_, T> {
         Some(value)
     }
 
-    /// Whether a load would hold up nobody who can do without it.
-    fn has_room(&self) -> bool {
-        !self.is_detached || self.cache.client.here().detached.load(Ordering::Relaxed) < DETACHED_LOADS_MAX
+    /// Where its loader will run.
+    fn room(&self) -> Room {
+        match self.is_detached.then(|| Detached::begin(&self.cache.client)) {
+            None => Room::Here,
+            Some(Some(detached)) => Room::Elsewhere(detached),
+            Some(None) => Room::None,
+        }
     }
 
     fn under_way(&self) -> bool {
@@ -393,19 +407,11 @@ impl<T> Load<'_, T> {
     }
 
     /// Loads in this thread.
-    fn resolve(
-        &self,
-        glance: Glance<T>,
-        fly: impl FnOnce(&Course, Option<&Flight>) -> Landing,
-    ) -> Result<Option<T>> {
+    fn resolve(&self, glance: Glance<T>, fly: impl FnOnce(&Course, &Flight) -> Landing) -> Result<Option<T>> {
         let mut fly = Some(fly);
-        self.go(glance, |course, lead| {
+        self.go(glance, |course, lead, _room| {
             let fly = fly.take().expect("a load is flown once");
-            let landing = fly(&course, lead.as_ref().map(|lead| &*lead.flight));
-            if let Some(lead) = &lead {
-                lead.land(landing.clone());
-            }
-            Some(landing)
+            lead.land(fly(&course, &lead.flight));
         })
     }
 
@@ -413,38 +419,32 @@ impl<T> Load<'_, T> {
     fn resolve_detached(
         &self,
         glance: Glance<T>,
-        fly: impl FnOnce(Course, Option<&Flight>) -> Landing + Send + 'static,
+        fly: impl FnOnce(Course, &Flight) -> Landing + Send + 'static,
     ) -> Result<Option<T>> {
         let mut fly = Some(fly);
-        self.go(glance, |course, lead| {
+        self.go(glance, |course, lead, room| {
             let fly = fly.take().expect("a load is flown once");
-            let detached = Detached::begin(&course.cache.client);
-            let is_free = detached.is_some();
+            let detached = match room {
+                Room::Elsewhere(detached) => Some(detached),
+                Room::Here | Room::None => None,
+            };
+            let is_elsewhere = detached.is_some();
             let fly = move || {
                 let _detached = detached;
                 let _within = course.chain.clone().enter();
-                let landing = fly(course, lead.as_ref().map(|lead| &*lead.flight));
-                if let Some(lead) = &lead {
-                    lead.land(landing.clone());
-                }
-                landing
+                lead.land(fly(course, &lead.flight));
             };
-            if !is_free {
-                return Some(fly());
-            }
-            match std::thread::Builder::new().name("kvd-load".to_owned()).spawn(fly) {
-                Ok(_) => None,
-                Err(error) => Some(Landing::Failed(Error::lost(false, error))),
+            if !is_elsewhere {
+                fly();
+            } else if let Err(error) = std::thread::Builder::new().name("kvd-load".to_owned()).spawn(fly) {
+                // The lead went with the closure, and said so to who waits.
+                tracing::warn!(%error, "no thread for a load");
             }
         })
     }
 
-    /// What both have in common. `set_off` flies a course: its landing, or `None` when it is under way in another thread.
-    fn go(
-        &self,
-        glance: Glance<T>,
-        mut set_off: impl FnMut(Course, Option<Lead>) -> Option<Landing>,
-    ) -> Result<Option<T>> {
+    /// What both have in common. `set_off` flies a course, here or in another thread, and lands its lead.
+    fn go(&self, glance: Glance<T>, mut set_off: impl FnMut(Course, Lead, Room)) -> Result<Option<T>> {
         let name = self.cache.name();
         match glance {
             Glance::There { value, refresh: None } => Ok(value),
@@ -470,15 +470,21 @@ impl<T> Load<'_, T> {
     fn refresh_ahead(
         &self,
         version: Version,
-        set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
+        set_off: &mut impl FnMut(Course, Lead, Room),
     ) -> Option<Option<T>> {
         let chain = Chain::current();
-        if self.under_way() || !chain.is_empty() || !self.has_room() {
+        if self.under_way() || !chain.is_empty() {
+            return None;
+        }
+        let room = self.room();
+        if matches!(room, Room::None) {
             return None;
         }
         let lead = self.board().ok()?;
         self.cache.seat.loads().refresh();
-        match set_off(self.course(Some(version), &chain, Duration::ZERO), Some(lead))? {
+        let flight = Arc::clone(&lead.flight);
+        set_off(self.course(Some(version), &chain, Duration::ZERO), lead, room);
+        match flight.landing()? {
             Landing::Value(served) | Landing::Overtaken(served) => self.serve(&served),
             Landing::Failed(error) => {
                 tracing::debug!(cache = self.cache.name(), %error, "a load ahead of the end failed");
@@ -506,7 +512,7 @@ impl<T> Load<'_, T> {
         mut stale: Option<Served>,
         mut except: Option<Version>,
         chain: &Chain,
-        set_off: &mut impl FnMut(Course, Option<Lead>) -> Option<Landing>,
+        set_off: &mut impl FnMut(Course, Lead, Room),
     ) -> Result<Option<Option<T>>> {
         let (here, wait) = (self.cache.client.here(), self.wait());
         let until = Instant::now() + wait;
@@ -517,7 +523,8 @@ impl<T> Load<'_, T> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut overtaken = 0;
         loop {
-            if let Some(served) = stale.as_ref().filter(|_| self.under_way() || !self.has_room()) {
+            let room = self.room();
+            if let Some(served) = stale.as_ref().filter(|_| self.under_way() || matches!(room, Room::None)) {
                 return Ok(self.serve(served));
             }
             if here.outage.is_open()
@@ -530,6 +537,7 @@ impl<T> Load<'_, T> {
             let boarded = if chain.is_empty() { self.board() } else { Ok(self.lead(Arc::default())) };
             let (leads, flight) = match boarded {
                 Err(flight) => {
+                    drop(room);
                     self.cache.seat.loads().coalesced();
                     let event = Event::Coalesced { cache: self.cache.name() };
                     self.cache.client.settings().observer.observe(&event);
@@ -537,11 +545,12 @@ impl<T> Load<'_, T> {
                 }
                 Ok(lead) => {
                     let flight = Arc::clone(&lead.flight);
-                    set_off(self.course(except, chain, left()), Some(lead));
+                    set_off(self.course(except, chain, left()), lead, room);
                     (true, flight)
                 }
             };
-            match flight.wait(&Patience::new(leads, stale.take(), self.options, left())) {
+            let patience = Patience::new(leads, stale.take(), self.options, left());
+            match flight.wait(&patience) {
                 Turn::Take(served) => match self.serve(&served) {
                     // Of another schema, or "there is none": once more, without it.
                     None if !leads && except.is_none() => except = served.version,
@@ -558,16 +567,20 @@ impl<T> Load<'_, T> {
                     }
                 }
                 Turn::Fail(error) => return Err(error),
-                Turn::GiveUp | Turn::Wait(_) if leads || self.options.on_busy == OnBusy::Fail => {
+                Turn::GiveUp | Turn::Wait(_)
+                    if leads || patience.has_run_out() || self.options.on_busy == OnBusy::Fail =>
+                {
                     return Err(gave_up(leads));
                 }
                 // In vain: it loads for itself.
                 Turn::GiveUp | Turn::Wait(_) => {
-                    return match set_off(self.last_course(except, chain), None)
-                        .ok_or_else(|| gave_up(leads))?
-                    {
-                        Landing::Value(served) | Landing::Overtaken(served) => Ok(self.serve(&served)),
-                        Landing::Failed(error) => Err(error),
+                    let lead = self.lead(Arc::default());
+                    let flight = Arc::clone(&lead.flight);
+                    set_off(self.last_course(except, chain), lead, self.room());
+                    return match flight.wait(&Patience::new(true, None, self.options, Duration::ZERO)) {
+                        Turn::Take(served) | Turn::LookAgain(served) => Ok(self.serve(&served)),
+                        Turn::Fail(error) => Err(error),
+                        Turn::GiveUp | Turn::Wait(_) => Err(gave_up(true)),
                     };
                 }
             }

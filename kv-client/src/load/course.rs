@@ -223,12 +223,20 @@ impl Patience {
         [self.hard, others].into_iter().flatten().min()
     }
 
+    /// Whether its hard timeout is over, whoever loads.
+    pub(crate) fn has_run_out(&self) -> bool {
+        self.hard.is_some_and(|hard| Instant::now() >= hard)
+    }
+
     pub(crate) fn turn(&self, progress: &Progress) -> Turn {
         match &progress.landing {
             Some(Landing::Value(served)) => return Turn::Take(served.clone()),
             Some(Landing::Overtaken(served)) if self.leads => return Turn::Take(served.clone()),
             Some(Landing::Overtaken(served)) => return Turn::LookAgain(served.clone()),
-            Some(Landing::Failed(error)) => return Turn::Fail(error.clone()),
+            // What it had when it came is better than an error.
+            Some(Landing::Failed(error)) => {
+                return self.stale.clone().map_or_else(|| Turn::Fail(error.clone()), Turn::Take);
+            }
             None => {}
         }
         let now = Instant::now();
@@ -346,6 +354,24 @@ mod tests {
         assert_eq!(end(Stage::LoadsAlone(later)), later + wait);
         let brief = Patience::new(false, None, &options(None, Some(0)), wait);
         assert!(matches!(brief.turn(&at(Stage::Asks)), Turn::GiveUp), "the hard timeout holds always");
+    }
+
+    #[test]
+    fn a_failed_load_shows_what_its_caller_had() {
+        let landing = Some(Landing::Failed(loader_vanished("c", b"k")));
+        let progress = Progress { landing, ..Progress::default() };
+        let had = Patience::new(true, Some(served("old")), &options(None, None), Duration::ZERO);
+        assert!(matches!(had.turn(&progress), Turn::Take(_)));
+        let had_nothing = Patience::new(true, None, &options(None, None), Duration::ZERO);
+        assert!(matches!(had_nothing.turn(&progress), Turn::Fail(_)));
+    }
+
+    #[test]
+    fn a_hard_timeout_has_run_out_whoever_loads_and_another_wait_has_not() {
+        let wait = Duration::ZERO;
+        assert!(Patience::new(false, None, &options(None, Some(0)), wait).has_run_out());
+        assert!(!Patience::new(false, None, &options(None, Some(60_000)), wait).has_run_out());
+        assert!(!Patience::new(false, None, &options(None, None), wait).has_run_out());
     }
 
     #[test]

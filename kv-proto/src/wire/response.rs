@@ -126,6 +126,8 @@ pub struct AccessReport<'a> {
     pub groups: Vec<u32>,
     /// What `[access]` gives it; nothing: it may not connect.
     pub rights: Rights,
+    /// What it may do with a cache that is not there yet.
+    pub of_new: Rights,
     /// What it may do with each cache there is.
     #[serde(borrow)]
     pub caches: Vec<CacheRights<'a>>,

@@ -17,11 +17,11 @@ bitflags::bitflags! {
     /// ```
     #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
     pub struct Rights: u8 {
-        /// Get, describe, and load or wait for what another loads.
+        /// Get and describe; with `WRITE`, load or wait for what another loads, and increment.
         const READ = 1;
-        /// Put, change lives, increment, and store what was loaded.
+        /// Put, change lives, store what was loaded; in any cache: begin transactions and take named locks.
         const WRITE = 1 << 1;
-        /// Delete and take single items.
+        /// Delete and expire single items; with `READ`, take them.
         const DELETE = 1 << 2;
         /// See which keys there are: scan, watch, the hottest keys, the slow log; with `READ`, the shared memory.
         const SCAN = 1 << 3;

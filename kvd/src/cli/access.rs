@@ -17,12 +17,14 @@ Examples:
   kvd access --user 1001 --json | jq '.caches[] | select(.rights | index(\"write\"))'
 
 What each verb allows:
-  read     get and describe items; with `write`, load them together with others
-  write    put and increment items, change their lives
-  delete   delete and take single items
+  read     get and describe items; with `write`, load them together with others, and increment
+  write    put items, change their lives; in any cache: begin transactions, take named locks
+  delete   delete, take and expire single items
   scan     see which keys there are: scan, watch, hottest keys, slow log; with `read`, the shared memory
   clear    make many items gone or stale at once; drop the cache
   admin    everything, and what concerns the daemon: stop, reload, restart, backup, check, compact, rollback
+
+Of a user, all groups count that the user database gives it; a process that has one besides, as by `sg`, has what that one has, too.
 
 The daemon's own user and root may do everything. Others may connect, and do what it says, if the configuration lists them or one
 of their groups; an entry without verbs has all but `admin`:
@@ -69,22 +71,23 @@ fn tell(report: &AccessReport) -> Result<(), Failure> {
         true => format!("{who} may do everything, and what concerns the daemon"),
         false => format!("{who} may connect, and {} where a cache has no list of its own", report.rights),
     })?;
-    if report.caches.is_empty() {
-        return say("there is no cache yet");
-    }
     let mut table = show::Rows::new(["CACHE", "READ", "WRITE", "DELETE", "SCAN", "CLEAR", "SAYS"]);
-    for cache in &report.caches {
-        let may = |verb| if cache.rights.contains(verb) { "yes" } else { "-" }.to_owned();
+    let mut add = |cache: &str, rights: Rights, says: &str| {
+        let may = |verb| if rights.contains(verb) { "yes" } else { "-" }.to_owned();
         table.add([
-            cache.cache.clone(),
+            cache.to_owned(),
             may(Rights::READ),
             may(Rights::WRITE),
             may(Rights::DELETE),
             may(Rights::SCAN),
             may(Rights::CLEAR),
-            if cache.is_listed { "its own list" } else { "[access]" }.to_owned(),
+            says.to_owned(),
         ]);
+    };
+    for cache in &report.caches {
+        add(&cache.cache, cache.rights, if cache.is_listed { "its own list" } else { "[access]" });
     }
+    add("(any new)", report.of_new, "[default] or [access]");
     say(table)
 }
 
@@ -97,6 +100,7 @@ fn as_json(report: &AccessReport) -> serde_json::Value {
         "uid": report.uid,
         "groups": report.groups,
         "rights": words(report.rights),
+        "new_caches": words(report.of_new),
         "caches": caches.collect::<Vec<_>>(),
     })
 }

@@ -21,6 +21,18 @@ impl Access {
         self.users.is_empty() && self.groups.is_empty()
     }
 
+    /// Whether somebody loses the right to map memory when `new` takes its place.
+    pub(super) fn maps_more_than(&self, new: &Access) -> bool {
+        let mapping = Rights::READ | Rights::SCAN;
+        let loses = |(id, rights): (&u32, &Rights), new: &BTreeMap<u32, Rights>| {
+            // Who is in no list any more goes by what others say, if that is anything.
+            rights.contains(mapping) && !new.get(id).is_some_and(|rights| rights.contains(mapping))
+        };
+        self.users.iter().any(|entry| loses(entry, &new.users))
+            || self.groups.iter().any(|entry| loses(entry, &new.groups))
+            || (self.is_private() && !new.is_private())
+    }
+
     /// What a user of these groups may do: what any entry says.
     #[must_use]
     pub fn rights(&self, uid: u32, groups: &BTreeSet<u32>) -> Rights {

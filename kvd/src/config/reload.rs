@@ -58,6 +58,13 @@ impl Config {
         tell_cache(applied, "default", Some(default), Some(&new.default));
 
         let needs = &mut told.needs_restart;
+        let lists = [(access, &new.access), (&default.access, &new.default.access)];
+        if lists.iter().any(|(old, new)| old.maps_more_than(new)) {
+            needs.push("who may read less now: the memory they were handed is theirs until then".to_owned());
+        }
+        if default.access != new.default.access {
+            needs.push("default.users and default.groups: caches that are there keep their lists".to_owned());
+        }
         tell(needs, "dir", dir, &new.dir, shown);
         tell(needs, "socket", socket, &new.socket, shown);
         tell(needs, "value_max", value_bytes_max, &new.value_bytes_max, shown);

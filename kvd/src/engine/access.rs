@@ -3,7 +3,7 @@
 //! `apply` asks before it does anything, for every request of a connection.
 
 use kv_proto::wire::{
-    AccessReport, CacheRights, ErrorKind, Request, Response, Rights, Scope, Write, encode_into,
+    AccessReport, CacheRights, ErrorKind, Expiry, Request, Response, Rights, Scope, Write, encode_into,
 };
 
 use super::clients::Caller;
@@ -47,6 +47,19 @@ impl Engine {
                     format!("{what} is for the daemon's own user, root and who has `admin` under [access]");
                 Err(Failure::new(ErrorKind::Denied, message))
             }
+            Needs::ToChange => {
+                let may_change = |rights: Rights| rights.intersects(Rights::WRITE | Rights::DELETE);
+                if may_change(caller.rights)
+                    || caches.values().any(|cache| may_change(caller.rights_on(&cache.config.access)))
+                {
+                    return Ok(());
+                }
+                let message = format!(
+                    "user {} may change nothing, and so lock nothing: `kvd access` shows what it may do",
+                    caller.uid
+                );
+                Err(Failure::new(ErrorKind::Denied, message))
+            }
             Needs::All(rights) => {
                 caches.values().try_for_each(|cache| check(&cache.name, &cache.config.access, rights))
             }
@@ -58,11 +71,13 @@ impl Engine {
         }
     }
 
-    /// Whether the session's user may know which keys a cache has; one that is gone is anybody's.
+    /// Whether the session's user may know which keys a cache has.
     pub(super) fn may_scan(&self, session: &Session, cache: CacheId) -> bool {
         let Some(caller) = session.caller() else { return true };
-        self.cache_by_id(cache)
-            .is_none_or(|cache| caller.rights_on(&cache.config.access).contains(Rights::SCAN))
+        caller.rights.contains(Rights::ADMIN)
+            || self
+                .cache_by_id(cache)
+                .is_some_and(|cache| caller.rights_on(&cache.config.access).contains(Rights::SCAN))
     }
 
     /// Answers `access`.
@@ -85,20 +100,22 @@ impl Engine {
                 &other
             }
         };
+        // Who may not connect may do nothing, whatever a cache says.
+        let rights_on = |access: &Access| match asked.rights.is_empty() {
+            true => Rights::empty(),
+            false => asked.rights_on(access),
+        };
         let caches = self.caches.load();
         let caches = caches.values().map(|cache| CacheRights {
             cache: &cache.name,
             is_listed: !cache.config.access.is_private(),
-            // Who may not connect may do nothing, whatever a cache says.
-            rights: match asked.rights.is_empty() {
-                true => Rights::empty(),
-                false => asked.rights_on(&cache.config.access),
-            },
+            rights: rights_on(&cache.config.access),
         });
         let mut caches: Vec<_> = caches.collect();
         caches.sort_by_key(|cache| cache.cache);
         let groups = asked.groups.iter().copied().collect();
-        let report = AccessReport { uid: asked.uid, groups, rights: asked.rights, caches };
+        let of_new = rights_on(&self.adjustable.load().default.access);
+        let report = AccessReport { uid: asked.uid, groups, rights: asked.rights, of_new, caches };
         encode_into(out, &Response::Access(report));
         Ok(())
     }
@@ -124,6 +141,16 @@ enum Needs<'a> {
     All(Rights),
     /// These in these caches.
     Of(Vec<(&'a str, Rights)>),
+    /// To change something anywhere: it may keep others waiting.
+    ToChange,
+}
+
+/// Ending an item's life is deleting it.
+fn to_expire(expiry: Expiry) -> Rights {
+    match expiry {
+        Expiry::Now => Rights::DELETE,
+        Expiry::After(_) | Expiry::Never | Expiry::Stale => Rights::WRITE,
+    }
 }
 
 fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
@@ -140,9 +167,10 @@ fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
         }
         // The memory says which keys there are.
         Request::Attach { cache } => of(cache, Rights::READ | Rights::SCAN),
-        Request::Put { cache, .. } | Request::Expire { cache, .. } | Request::Increment { cache, .. } => {
-            of(cache, Rights::WRITE)
-        }
+        Request::Put { cache, .. } => of(cache, Rights::WRITE),
+        Request::Expire { cache, expiry, .. } => of(cache, to_expire(*expiry)),
+        // It tells the value.
+        Request::Increment { cache, .. } => of(cache, Rights::READ | Rights::WRITE),
         Request::Delete { cache, .. } => of(cache, Rights::DELETE),
         Request::Take { cache, .. } => of(cache, Rights::READ | Rights::DELETE),
         // Who gets the lease stores what it loads.
@@ -153,7 +181,8 @@ fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
         }
         Request::Commit { checks, writes, .. } => {
             let written = writes.iter().map(|write| match write {
-                Write::Put { cache, .. } | Write::Expire { cache, .. } => (*cache, Rights::WRITE),
+                Write::Put { cache, .. } => (*cache, Rights::WRITE),
+                Write::Expire { cache, expiry, .. } => (*cache, to_expire(*expiry)),
                 Write::Delete { cache, .. } => (*cache, Rights::DELETE),
             });
             Needs::Of(checks.iter().map(|check| (check.cache, Rights::READ)).chain(written).collect())
@@ -164,6 +193,7 @@ fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
             }
             Scope::Everything | Scope::Tag { cache: None, .. } => Needs::All(Rights::CLEAR),
         },
+        Request::Begin { read_only: false, .. } | Request::Lock { .. } => Needs::ToChange,
         Request::Backup { .. } => Needs::Admin("a backup"),
         Request::Check { .. } => Needs::Admin("a check"),
         Request::Compact => Needs::Admin("a compaction"),
@@ -177,7 +207,7 @@ fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
         | Request::Sync
         | Request::Clients
         | Request::Access { .. }
-        | Request::Begin { .. }
+        | Request::Begin { read_only: true, .. }
         | Request::CommitTransaction { .. }
         // That of another connection is for admins; it looks itself.
         | Request::Rollback { .. }
@@ -186,7 +216,6 @@ fn needs<'a>(request: &Request<'a>) -> Needs<'a> {
         // By right of leases, which were granted to who may write to the cache.
         | Request::Fill { .. }
         | Request::Abandon { .. }
-        | Request::Lock { .. }
         | Request::RenewLock { .. }
         | Request::Unlock { .. }
         // Each leaves out what the caller may not see.

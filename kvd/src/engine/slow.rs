@@ -210,12 +210,15 @@ impl Engine {
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let viewer = session.viewer();
         let caches = self.caches.load();
-        let may_see = |cache: &str| {
+        let may_see = |subject: &Subject| {
             let Some(viewer) = &viewer else { return true };
-            cache.is_empty() || caches.get(cache).map_or(viewer.sees_all(), |cache| viewer.may_see(cache))
+            // A tag, prefix or name that concerns no single cache is of whom it does not say.
+            let says_nothing = subject.cache.is_empty() && subject.key.is_empty();
+            let cache = caches.get(&*subject.cache);
+            says_nothing || cache.map_or(viewer.sees_all(), |cache| viewer.may_see(cache))
         };
         let mut slow = self.slow_log.list(order);
-        slow.retain(|slow| us(slow.took) >= longer_than_us && may_see(&slow.subject.cache));
+        slow.retain(|slow| us(slow.took) >= longer_than_us && may_see(&slow.subject));
         slow.truncate(requests_max as usize);
         let requests = slow.iter().map(|slow| SlowRequest {
             operation: slow.subject.operation.label(),

@@ -76,7 +76,8 @@ impl Accepting {
                 return metrics.refused(RefusedFor::Denied);
             }
         };
-        self.door.renew(&self.shared.live.load().list);
+        let list = Arc::clone(&self.shared.live.load().list);
+        self.door.renew(&list);
         let Some(guest) = self.door.admit(&peer, self.shared.engine.clock().instant()) else {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "this user may not use this daemon: see [access]");
             return metrics.refused(RefusedFor::Denied);
@@ -88,6 +89,12 @@ impl Accepting {
                 if let Err(error) = connection::spawn(&self.shared, stream, guest, slot) {
                     tracing::warn!(%error, "no thread for a connection");
                     metrics.refused(RefusedFor::Resources);
+                }
+                // A reload that came in between has not seen it.
+                let now = Arc::clone(&self.shared.live.load().list);
+                if !Arc::ptr_eq(&list, &now) {
+                    self.door.renew(&now);
+                    self.shared.judge_anew(&mut self.door);
                 }
             }
             Err(reason) => {

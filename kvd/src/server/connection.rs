@@ -50,7 +50,7 @@ pub(super) fn spawn(
 ) -> std::io::Result<()> {
     let client_id = shared.next_client_id();
     let stream = Arc::new(stream);
-    if !shared.list(client_id, &stream) {
+    if !shared.list(client_id, &stream, &guest) {
         return Ok(());
     }
     shared.engine.metrics().connected();

@@ -34,7 +34,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::config::Config;
 use crate::engine::Engine;
-use peer::{Credentials, Doorkeeper, List};
+use peer::{Doorkeeper, Guest, List};
 use slots::Slots;
 use socket::BoundSocket;
 
@@ -74,9 +74,16 @@ impl Live {
     }
 }
 
+/// A connection that is served, and what it was let in for.
+#[derive(Debug, Clone)]
+struct Joined {
+    stream: Arc<UnixStream>,
+    guest: Guest,
+}
+
 #[derive(Debug, Default)]
 struct Open {
-    streams: HashMap<u64, Arc<UnixStream>>,
+    connections: HashMap<u64, Joined>,
     is_stopping: bool,
     is_hurried: bool,
 }
@@ -163,19 +170,9 @@ impl Server {
     pub fn adjust(&self, config: &Config) {
         let shared = &self.shared;
         shared.slots.adjust(config);
-        let live = Arc::new(Live::of(config));
-        let mut door = Doorkeeper::new(Arc::clone(&live.list));
-        let mut door_before = Doorkeeper::new(Arc::clone(&shared.live.swap(live).list));
-        let now = shared.engine.clock().instant();
-        // Those who connect after this meet the new list.
-        let streams: Vec<_> = shared.open.lock().streams.values().cloned().collect();
-        for stream in streams {
-            if Credentials::of(&stream)
-                .is_ok_and(|peer| door.admit(&peer, now) != door_before.admit(&peer, now))
-            {
-                drop(stream.shutdown(Shutdown::Both));
-            }
-        }
+        let list = Arc::new(List::of(config).after(&shared.live.load().list));
+        shared.live.store(Arc::new(Live { list: Arc::clone(&list), idle_timeout: config.idle_timeout }));
+        shared.judge_anew(&mut Doorkeeper::new(list));
     }
 
     /// Stops accepting, lets what was sent be answered until `deadline`, cuts what remains, removes the socket.
@@ -250,17 +247,28 @@ impl Shared {
         self.next_client_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Lists a connection so that a stop finds it; false when the stop has begun.
-    fn list(&self, client_id: u64, stream: &Arc<UnixStream>) -> bool {
+    /// Lists a connection so that a stop or a reload finds it; false when the stop has begun.
+    fn list(&self, client_id: u64, stream: &Arc<UnixStream>, guest: &Guest) -> bool {
         let mut open = self.open.lock();
         if !open.is_stopping {
-            open.streams.insert(client_id, Arc::clone(stream));
+            open.connections.insert(client_id, Joined { stream: Arc::clone(stream), guest: guest.clone() });
         }
         !open.is_stopping
     }
 
+    /// Ends the connections of those who would be let in for something else now, or not at all.
+    fn judge_anew(&self, door: &mut Doorkeeper) {
+        let now = self.engine.clock().instant();
+        let joined: Vec<_> = self.open.lock().connections.values().cloned().collect();
+        for Joined { stream, guest } in joined {
+            if door.admit(&guest.peer, now).as_ref() != Some(&guest) {
+                drop(stream.shutdown(Shutdown::Both));
+            }
+        }
+    }
+
     fn unlist(&self, client_id: u64) {
-        self.open.lock().streams.remove(&client_id);
+        self.open.lock().connections.remove(&client_id);
         self.closed_one.notify_all();
     }
 
@@ -269,16 +277,19 @@ impl Shared {
         let mut open = self.open.lock();
         // What a client has already sent stays readable and is answered; its next write fails at once, so that it
         // knows for certain that this one was not seen.
-        open.streams.values().for_each(|stream| drop(stream.shutdown(Shutdown::Read)));
-        while !open.streams.is_empty() && !open.is_hurried {
+        let shut = |open: &Open, how| {
+            open.connections.values().for_each(|joined| drop(joined.stream.shutdown(how)));
+        };
+        shut(&open, Shutdown::Read);
+        while !open.connections.is_empty() && !open.is_hurried {
             if self.closed_one.wait_until(&mut open, deadline).timed_out() {
                 break;
             }
         }
-        let cut = open.streams.len();
-        open.streams.values().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+        let cut = open.connections.len();
+        shut(&open, Shutdown::Both);
         let grace = self.engine.clock().instant() + CUT_GRACE;
-        while !open.streams.is_empty() && !self.closed_one.wait_until(&mut open, grace).timed_out() {}
+        while !open.connections.is_empty() && !self.closed_one.wait_until(&mut open, grace).timed_out() {}
         cut
     }
 }

@@ -68,6 +68,11 @@ impl List {
     pub(super) fn of(config: &Config) -> List {
         List { access: config.access.clone(), asks_groups: config.lists_groups() }
     }
+
+    /// As the one that follows `old`: caches that are there may still name groups that its configuration does not.
+    pub(super) fn after(self, old: &List) -> List {
+        List { asks_groups: self.asks_groups || old.asks_groups, ..self }
+    }
 }
 
 /// Decides who may come in.
