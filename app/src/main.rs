@@ -17,6 +17,7 @@ mod catalogue;
 mod checkout;
 mod chores;
 mod cli;
+mod counts;
 mod daemon;
 mod database;
 mod demo;
