@@ -4,6 +4,7 @@
 //! and does one thing; what it changes and that it is done are one transaction. The pitfall: a publisher that waits for its subscribers.
 //! `checkout` knows none of them: a new one is one more line of [`Subscriber`], and gets the events that are there already, too.
 
+pub(crate) mod audit;
 mod letters;
 pub(crate) mod mail;
 pub(crate) mod outbox;
