@@ -49,6 +49,11 @@ pub(crate) enum Command {
     Import(Import),
     /// Removes old carts, sessions and delivered events; once.
     Clean(Clean),
+    /// Compares the orders that are paid with the ledger of the payment stand-in.
+    Audit {
+        #[command(flatten)]
+        places: Places,
+    },
     /// Deletes the cached copy of one page.
     Purge(Purge),
     /// Sets the price of a toy, and clears what shows it.
@@ -397,6 +402,8 @@ pub(crate) enum Failure {
     TooManyToys { toys: usize, limit: usize },
     #[error("{url} is no page that is cached: give the whole address, as http://HOST:PORT/product/42")]
     NoSuchPage { url: String },
+    #[error("orders and ledger do not agree")]
+    Audit,
     #[error("there is no toy {0}")]
     NoSuchToy(i64),
     #[error("{role} was not ready within {within:?}")]

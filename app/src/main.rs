@@ -17,6 +17,7 @@ mod catalogue;
 mod checkout;
 mod chores;
 mod cli;
+mod counts;
 mod daemon;
 mod database;
 mod demo;
@@ -49,8 +50,9 @@ use cli::{Cli, Command, Failure, Import, Places};
 use database::migrations::migrate;
 use faults::Fault;
 use orders::Processor;
+use orders::audit::Audit;
 use orders::mail::Mail;
-use orders::payment::Payment;
+use orders::payment::{Mood, Payment};
 use search::Search;
 use visitors::cookie::Keys;
 
@@ -91,6 +93,19 @@ fn run(command: Command) -> Result<(), Failure> {
                 let cleaned = chores::clean(&options.places.database()?, &Clock::system(), age).await?;
                 say!("removed {} sessions and {} events", cleaned.sessions, cleaned.events);
                 Ok(())
+            }
+            Command::Audit { places } => {
+                let payment = Payment::open(&places.ledger(), Mood::default()).await?;
+                let audit = Audit::of(&places.database()?, &payment).await?;
+                let Audit { open, paid, charged } = audit;
+                say!(
+                    "{open} orders open; {} paid, {} cents; {} charged, {} cents",
+                    paid.0,
+                    paid.1,
+                    charged.0,
+                    charged.1
+                );
+                if audit.is_right() { Ok(()) } else { Err(Failure::Audit) }
             }
             Command::Purge(options) => {
                 let was_there = chores::purge(&options.places.client("shop purge"), &options.url).await?;

@@ -9,13 +9,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use kv_client::{Client, Life};
+use sqlx::Row as _;
 use tokio::time::{Instant, interval, sleep};
 
 use crate::catalogue::pieces::{Description, Inventory, Piece, Price};
 use crate::catalogue::{Catalogue, ToyId};
 use crate::cli::Failure;
 use crate::database::Database;
-use crate::faults::Fault;
+use crate::faults::{Fault, retry};
 use crate::search::Search;
 use crate::visit::Kind;
 
@@ -48,7 +49,7 @@ impl Refresher {
     }
 
     async fn warm(&self) {
-        let mut in_use = InUse::new();
+        let mut in_use = self.bestsellers().await.unwrap_or_default();
         loop {
             if let Err(fault) = self.round(&mut in_use).await {
                 tracing::debug!(%fault, "nothing is refreshed");
@@ -77,6 +78,18 @@ impl Refresher {
         }
     }
 
+    /// What is warm when the shop opens, before anybody has looked at anything.
+    async fn bestsellers(&self) -> Result<InUse, Fault> {
+        let most = i64::try_from(self.toys_max).unwrap_or(i64::MAX);
+        let query = "SELECT id FROM toy ORDER BY sold DESC, id LIMIT $1";
+        let rows = retry(async || {
+            let read = async |pool| sqlx::query(query).bind(most).fetch_all(&pool).await;
+            Ok(self.database.replicas().read(read).await?)
+        });
+        let rows = rows.await?;
+        rows.iter().map(|row| Ok((ToyId(row.try_get(0)?), Instant::now()))).collect()
+    }
+
     /// The toys that have a page now: each is tagged with its toy.
     async fn note(&self, in_use: &mut InUse) -> Result<(), Fault> {
         let now = Instant::now();
@@ -100,8 +113,10 @@ impl Refresher {
         let cache = self.client.cache(T::KIND.name());
         let mut due = Vec::new();
         for id in ids {
+            let enough = T::LIFE.ttl / LEFT;
             let left = cache.ttl(id.0.to_string()).await?;
-            if matches!(left, Some(Life::Left(left)) if left < T::LIFE.ttl / LEFT) {
+            // One that is not there was cleared, or never loaded.
+            if !matches!(left, Some(Life::Left(left)) if left >= enough) {
                 due.push(*id);
             }
         }
@@ -139,6 +154,7 @@ mod tests {
         };
         assert_eq!((look(1..=5).await, look(6..=7).await), (0, 6));
         assert_eq!(refresher.round(&mut in_use).await.unwrap(), 0, "their lives have just begun");
+        assert_eq!(refresher.bestsellers().await.unwrap().len(), 10);
         shop.daemon.clock().advance(Inventory::LIFE.ttl * 3 / 4);
         assert_eq!(refresher.round(&mut in_use).await.unwrap(), 5, "the inventories that pages were made of");
         shop.daemon.clock().advance(Inventory::LIFE.ttl / 2);

@@ -13,9 +13,10 @@ use tokio::time::sleep;
 use super::shelf::Shelf;
 use super::{crowd, layers, print};
 use crate::cli::{Christmas, Crowd, Failure, Serving};
+use crate::counts::Counts;
 use crate::demo::OpenShop;
 use crate::faults::Fault;
-use crate::metrics::{Counts, Metrics, Route};
+use crate::metrics::{Metrics, Route};
 use crate::web::Shop;
 use crate::web::status::OBJECTS;
 

@@ -90,10 +90,12 @@ impl Visitor {
         }
     }
 
+    /// A product, and into the cart with it.
     async fn add(&mut self, due: Instant) {
         let toy = self.shelf.toy(&mut self.random).to_string();
+        self.get(Kind::Product, &format!("/product/{toy}"), due).await;
         let fields = [("toy", toy.as_str()), ("quantity", "1"), ("action", "add")];
-        self.post(Kind::Add, "/cart", &fields, due).await;
+        self.post(Kind::Add, "/cart", &fields, Instant::now()).await;
     }
 
     /// Checkout and buying; the page that thanks is the next view.

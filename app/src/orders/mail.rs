@@ -112,4 +112,55 @@ mod tests {
         assert!(!text.lines().any(|line| line.to_lowercase().starts_with("bcc:")), "{text}");
         assert!(is_address("anna@example.org") && !is_address("anna\r\n@example.org") && !is_address(""));
     }
+
+    /// A mail server that takes one message; what it was told.
+    async fn take_one(listener: tokio::net::TcpListener) -> String {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = BufReader::new(stream);
+        let (mut told, mut is_message) = (String::new(), false);
+        stream.write_all(b"220 test\r\n").await.unwrap();
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap() == 0 {
+                return told;
+            }
+            told.push_str(&line);
+            let answer: &[u8] = match line.split_whitespace().next() {
+                Some(".") => {
+                    stream.write_all(b"250 taken\r\n").await.unwrap();
+                    return told;
+                }
+                _ if is_message => continue,
+                Some("DATA") => {
+                    is_message = true;
+                    b"354 go on\r\n"
+                }
+                _ => b"250 test\r\n",
+            };
+            stream.write_all(answer).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mail_server_is_told_the_same_and_one_that_is_away_is_an_error() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        let mail = Mail::open(Some(&server), PathBuf::new()).unwrap();
+        let letter = Letter {
+            event: "K7.paid".to_owned(),
+            name: "Anna".to_owned(),
+            email: "anna@example.org".to_owned(),
+            subject: "Your order".to_owned(),
+            text: "Thank you".to_owned(),
+        };
+        let (told, sent) = tokio::join!(take_one(listener), mail.send(letter.clone()));
+        sent.unwrap();
+        assert!(
+            told.contains("RCPT TO:<anna@example.org>") && told.contains("<K7.paid@toystore.example>"),
+            "{told}"
+        );
+        assert!(mail.send(letter).await.is_err(), "it has gone");
+        assert!(Mail::open(Some("host:port"), PathBuf::new()).is_err());
+    }
 }

@@ -4,6 +4,8 @@
 //! and does one thing; what it changes and that it is done are one transaction. The pitfall: a publisher that waits for its subscribers.
 //! `checkout` knows none of them: a new one is one more line of [`Subscriber`], and gets the events that are there already, too.
 
+pub(crate) mod audit;
+mod letters;
 pub(crate) mod mail;
 pub(crate) mod outbox;
 pub(crate) mod payment;
@@ -18,8 +20,8 @@ use tokio::time::sleep;
 
 use crate::database::Database;
 use crate::faults::{Fault, retry};
-use crate::pages::dollars;
-use mail::{Letter, Mail};
+use letters::{receipt, refusal};
+use mail::Mail;
 use outbox::{Claimed, Event, claim, publish};
 use payment::{Payment, Verdict};
 
@@ -205,41 +207,4 @@ pub(crate) async fn order(database: &Database, id: &str) -> Result<Option<Order>
         state: row.try_get(5)?,
         lines: lines.iter().map(line).collect::<Result<_, sqlx::Error>>()?,
     }))
-}
-
-fn receipt(event: &Claimed, order: &Order) -> Letter {
-    let lines: String = order
-        .lines
-        .iter()
-        .map(|(_, name, quantity, cents)| format!("  {quantity} x {name}: {}\n", dollars(quantity * cents)))
-        .collect();
-    letter(
-        event,
-        order,
-        "Your receipt",
-        &format!(
-            "thank you for order {}. It is paid and on its way:\n\n{lines}\n  Total: {}",
-            event.order,
-            dollars(order.cents)
-        ),
-    )
-}
-
-fn refusal(event: &Claimed, order: &Order) -> Letter {
-    let text = format!(
-        "your card was refused for order {} of {}. Nothing was charged, and the toys are back on their shelf.",
-        event.order,
-        dollars(order.cents)
-    );
-    letter(event, order, "Your order could not be paid", &text)
-}
-
-fn letter(event: &Claimed, order: &Order, subject: &str, text: &str) -> Letter {
-    Letter {
-        event: event.id.clone(),
-        name: order.name.clone(),
-        email: order.email.clone(),
-        subject: subject.to_owned(),
-        text: format!("Hello {},\n\n{text}\n\nThe Toy Store\n", order.name),
-    }
 }

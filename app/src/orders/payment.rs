@@ -90,7 +90,6 @@ impl Payment {
     }
 
     /// How often money was moved, and how much, over all: what the judge says.
-    #[cfg(test)]
     pub(crate) async fn movements(&self) -> Result<(i64, i64), Fault> {
         // A sum of integers is not one for PostgreSQL, without the cast.
         let sum = "SELECT COUNT(*), CAST(COALESCE(SUM(cents), 0) AS BIGINT) FROM movement";

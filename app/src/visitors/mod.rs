@@ -4,4 +4,5 @@ pub(crate) mod cart;
 pub(crate) mod cookie;
 pub(crate) mod csrf;
 pub(crate) mod session;
+mod stored;
 pub(crate) mod throttle;

@@ -13,9 +13,10 @@ use std::time::Duration;
 use kv_client::{Cache, Client, ErrorKind, PutOptions, PutOutcome, SchemaVersion, Typed, Version};
 use kvd::clock::Clock;
 use serde::{Deserialize, Serialize};
-use sqlx::{Any, AnyConnection, Row as _, Transaction};
+use sqlx::{Any, Transaction};
 
 use super::cookie::SessionId;
+use super::stored::{lock, select, write};
 use crate::catalogue::ToyId;
 use crate::database::Database;
 use crate::faults::{Fault, retry};
@@ -132,15 +133,7 @@ impl Sessions {
     /// Begins a change that is part of more: a checkout.
     pub(crate) async fn begin(&self, id: &SessionId) -> Result<Change<'_>, Fault> {
         let mut transaction = self.database.begin().await?;
-        // Makes the row or changes it: either locks it, so that the marks of two changes come in the order of their commits.
-        sqlx::query(
-            "INSERT INTO session (id, version, name, email, changed_ms) VALUES ($1, 1, '', '', $2) ON CONFLICT (id) \
-             DO UPDATE SET version = session.version + 1, changed_ms = excluded.changed_ms",
-        )
-        .bind(id.as_str())
-        .bind(self.clock.wall_ms())
-        .execute(&mut *transaction)
-        .await?;
+        lock(&mut transaction, id, self.clock.wall_ms()).await?;
         let session = select(&mut transaction, id).await?;
         Ok(Change { sessions: self, id: id.clone(), transaction, session })
     }
@@ -189,55 +182,6 @@ impl Committed<'_> {
         }
         self.session
     }
-}
-
-async fn select(connection: &mut AnyConnection, id: &SessionId) -> Result<Session, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT session.version, session.name, session.email, cart_line.toy, cart_line.quantity FROM session \
-         LEFT JOIN cart_line ON cart_line.session = session.id WHERE session.id = $1 ORDER BY cart_line.toy",
-    )
-    .bind(id.as_str())
-    .fetch_all(connection)
-    .await?;
-    let Some(first) = rows.first() else { return Ok(Session::default()) };
-    let mut session = Session {
-        version: first.try_get(0)?,
-        name: first.try_get(1)?,
-        email: first.try_get(2)?,
-        lines: Vec::with_capacity(rows.len()),
-    };
-    for row in &rows {
-        if let Some(toy) = row.try_get::<Option<i64>, _>(3)? {
-            session.lines.push((ToyId(toy), row.try_get(4)?));
-        }
-    }
-    Ok(session)
-}
-
-async fn write(
-    transaction: &mut Transaction<'static, Any>,
-    id: &SessionId,
-    session: &Session,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE session SET name = $2, email = $3 WHERE id = $1")
-        .bind(id.as_str())
-        .bind(&session.name)
-        .bind(&session.email)
-        .execute(&mut **transaction)
-        .await?;
-    sqlx::query("DELETE FROM cart_line WHERE session = $1")
-        .bind(id.as_str())
-        .execute(&mut **transaction)
-        .await?;
-    for (toy, quantity) in &session.lines {
-        sqlx::query("INSERT INTO cart_line (session, toy, quantity) VALUES ($1, $2, $3)")
-            .bind(id.as_str())
-            .bind(toy.0)
-            .bind(*quantity)
-            .execute(&mut **transaction)
-            .await?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use minijinja::{Value, context};
 
 use super::asked::Asked;
 use super::{Shop, answers, private};
+use crate::counts::{BUCKETS, Counts, RouteCounts, bound_us};
 use crate::faults::Fault;
-use crate::metrics::{BUCKETS, Counts, Route, RouteCounts, bound_us};
+use crate::metrics::Route;
 use crate::visit::{Kind, Visit};
 
 /// Kinds that are objects, and not made of them.
