@@ -30,7 +30,6 @@ impl Access {
         };
         self.users.iter().any(|entry| loses(entry, &new.users))
             || self.groups.iter().any(|entry| loses(entry, &new.groups))
-            || (self.is_private() && !new.is_private())
     }
 
     /// What a user of these groups may do: what any entry says.

@@ -58,8 +58,8 @@ impl Config {
         tell_cache(applied, "default", Some(default), Some(&new.default));
 
         let needs = &mut told.needs_restart;
-        let lists = [(access, &new.access), (&default.access, &new.default.access)];
-        if lists.iter().any(|(old, new)| old.maps_more_than(new)) {
+        // The caches' own lists do not change; nor do those of caches that are there.
+        if access.maps_more_than(&new.access) {
             needs.push("who may read less now: the memory they were handed is theirs until then".to_owned());
         }
         if default.access != new.default.access {
@@ -163,5 +163,10 @@ mod tests {
             (new.memory_bytes, old.redb_cache_bytes)
         );
         assert_eq!(old.adjusted(&old).1, Reloaded::default());
+        let (mut reader, mut fewer) = (old.clone(), old.clone());
+        reader.access.users.insert(4_242, Rights::CACHE);
+        fewer.access.users.insert(4_242, Rights::CACHE - Rights::SCAN);
+        assert!(reader.adjusted(&fewer).1.needs_restart[0].contains("memory they were handed"));
+        assert_eq!(fewer.adjusted(&reader).1.needs_restart, [] as [&str; 0]);
     }
 }
