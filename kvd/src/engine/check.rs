@@ -2,6 +2,7 @@
 //!
 //! It holds nobody up: what it reads it reads as any other reader would. All of it is looked at by `kvd check --offline`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use kv_proto::segment::Freshness;
@@ -56,17 +57,33 @@ impl Engine {
         Ok(())
     }
 
+    /// Looks at `samples` items, or all if there are fewer: from the first key on, at places here and there, and again from the
+    /// first key on for what these did not give.
     fn check_cache(&self, cache: &Arc<Cache>, samples: usize, findings: &mut Findings) {
-        for place in 0..PLACES {
-            let after = [fastrand::u8(b'!'..b'~'), fastrand::u8(..)];
-            let mut keys =
-                if place == 0 { Vec::new() } else { self.sample(cache, Some(&after), samples, findings) };
-            if keys.is_empty() {
-                // Keys are rarely spread evenly over all bytes.
-                keys = self.sample(cache, None, samples, findings);
+        let mut looked_at = Vec::new();
+        let mut seen = HashSet::new();
+        let mut visit = |after: Option<&[u8]>, looked_at: &mut Vec<Vec<u8>>| {
+            let keys = self.sample(cache, after, samples / PLACES, findings);
+            for key in &keys {
+                if looked_at.len() < samples && seen.insert(key.clone()) {
+                    findings.items += 1;
+                    self.compare(cache, key, findings);
+                    looked_at.push(key.clone());
+                }
             }
-            findings.items += keys.len() as u64;
-            keys.iter().for_each(|key| self.compare(cache, key, findings));
+            keys.last().cloned()
+        };
+        visit(None, &mut looked_at);
+        for _ in 1..PLACES {
+            let place = fastrand::choice(&looked_at).map(|key| elsewhere(key));
+            visit(place.as_deref(), &mut looked_at);
+        }
+        let mut last = None;
+        while looked_at.len() < samples {
+            last = visit(last.as_deref(), &mut looked_at);
+            if last.is_none() {
+                return;
+            }
         }
     }
 
@@ -156,4 +173,11 @@ impl Engine {
             must(false, format!("cache {name} is in memory only until the disk has room"));
         }
     }
+}
+
+/// A place where there may be keys, because they look like one that is there: its beginning, and something else.
+fn elsewhere(key: &[u8]) -> Vec<u8> {
+    let mut place = key[..fastrand::usize(..key.len())].to_vec();
+    place.push(fastrand::u8(b'!'..=b'~'));
+    place
 }
