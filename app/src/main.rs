@@ -103,8 +103,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 chores::set_price(&database, &catalogue, ToyId(options.toy), options.cents).await
             }
             Command::RotateKeys { places } => {
-                let file = places.keys();
-                Keys::of_file(&file)?.rotate(&file)?;
+                Keys::of_file(&places.keys())?.rotate()?;
                 Ok(())
             }
         }
