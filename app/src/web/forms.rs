@@ -16,24 +16,40 @@ use crate::visitors::session::Session;
 /// Longest name, address or card that is taken.
 const FIELD_BYTES_MAX: usize = 200;
 
+/// Where forms lead.
+enum Form {
+    Cart,
+    Checkout,
+    Account,
+}
+
+impl Form {
+    fn of(path: &str) -> Option<Form> {
+        match path {
+            "/cart" => Some(Form::Cart),
+            "/checkout" => Some(Form::Checkout),
+            "/account" => Some(Form::Account),
+            _ => None,
+        }
+    }
+}
+
 pub(super) async fn submit(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<Response, Fault> {
+    // First of all: the page that asks back has a form that leads there, too.
+    let Some(form) = Form::of(&asked.path) else { return super::public::nowhere(shop, asked, visit).await };
     let (id, is_new) = private::session(asked)?;
     let own = asked.session.as_ref().map(|believed| &believed.id);
-    let session = match own {
-        Some(id) => shop.sessions.read(id, visit).await?,
-        None => Session::default(),
-    };
+    let session = private::known(shop, asked, visit).await?;
     let (token, origin) = (asked.field("token"), asked.origin.as_deref());
     if !csrf::is_ours(&shop.keys, own, &session, token, origin, &asked.host) {
         let words = "This form did not come from a page of yours, or it has been open for too long.";
         return private::say(shop, asked, visit, 403, "Did you mean to do this?", words, true).await;
     }
     let cookie = is_new.then_some(&id);
-    match asked.path.as_str() {
-        "/cart" => cart(shop, asked, &id, cookie, visit).await,
-        "/checkout" => order(shop, asked, &id, cookie, visit).await,
-        "/account" => account(shop, asked, &id, visit).await,
-        _ => super::public::nowhere(shop, asked, visit).await,
+    match form {
+        Form::Cart => cart(shop, asked, &id, cookie, visit).await,
+        Form::Checkout => order(shop, asked, &id, cookie, visit).await,
+        Form::Account => account(shop, asked, &id, visit).await,
     }
 }
 

@@ -138,11 +138,24 @@ async fn forms_without_our_token_change_nothing() {
         let request = Request::post("/cart").header("origin", origin);
         request.body(Body::from("toy=7&quantity=2&action=add")).unwrap()
     };
-    assert_eq!(shop.send(first("http://evil.example")).await.status, StatusCode::FORBIDDEN);
+    let foreign = shop.send(first("http://evil.example")).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    assert_eq!(foreign.cookie(), None, "it would take the place of the one that the browser kept back");
+    assert_eq!(foreign.token(), None, "and is asked to be sent again as a first form");
     let taken = shop.send(first(&format!("http://{HOST}"))).await;
     assert_eq!(taken.status, StatusCode::SEE_OTHER);
     let cookie = taken.cookie().expect("a session begins");
     assert!(shop.get("/cart", Some(&cookie)).await.body.contains("Cart <b class=\"count\">2</b>"));
+}
+
+#[tokio::test]
+async fn whoever_has_no_session_is_not_looked_for() {
+    let shop = TestShop::open().await;
+    for path in ["/cart", "/checkout", "/account"] {
+        let page = shop.get(path, None).await;
+        assert_eq!((page.status, page.queries()), (StatusCode::OK, 0), "{path}");
+        assert!(page.cookie().is_some(), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -268,6 +281,10 @@ async fn a_toy_that_is_not_there_is_looked_for_once() {
     }
     let put = Request::put("/product/7").body(Body::empty()).unwrap();
     assert_eq!(shop.send(put).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    let elsewhere = shop.post("//evil.example/cart", None, &[("toy", "7")]).await;
+    assert_eq!(elsewhere.status, StatusCode::NOT_FOUND, "no form of ours leads there: {}", elsewhere.body);
+    let nul = shop.post("/account", None, &[("name", "Anna\0")]).await;
+    assert_eq!(nul.status, StatusCode::BAD_REQUEST, "no database of ours is asked to keep it");
     let long = Request::post("/cart").body(Body::from("x".repeat(100_000))).unwrap();
     assert_eq!(shop.send(long).await.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
