@@ -58,7 +58,7 @@ pub(crate) async fn place(
             return Ok((Outcome::SoldOut(sold_out), vec![]));
         }
         write(&mut change.transaction, order, id, buyer, &lines, clock.wall_ms()).await?;
-        change.commit().await?.publish().await;
+        change.finish().await?;
         Ok((Outcome::Placed, lines))
     })
     .await?;

@@ -43,6 +43,11 @@ impl SessionId {
         Ok(SessionId(URL_SAFE_NO_PAD.encode(bytes)))
     }
 
+    /// The one that follows another by a form: always the same, and nobody finds it who does not know both and our key.
+    pub(crate) fn derived(keys: &Keys, before: &SessionId, form: &str) -> SessionId {
+        SessionId(keys.sign("sign-in", &format!("{}.{form}", before.0)))
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

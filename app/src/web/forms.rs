@@ -49,7 +49,7 @@ pub(super) async fn submit(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<
     match form {
         Form::Cart => cart(shop, asked, &id, cookie, visit).await,
         Form::Checkout => order(shop, asked, &id, cookie, visit).await,
-        Form::Account => account(shop, asked, &id, visit).await,
+        Form::Account => account(shop, asked, &id).await,
     }
 }
 
@@ -118,24 +118,21 @@ async fn order(
     private::say(shop, asked, visit, status, heading, &words, false).await
 }
 
-/// Whoever signs in gets a new session: one that somebody else may have seen or planted is worth nothing afterwards.
-async fn account(shop: &Shop, asked: &Asked, id: &SessionId, visit: &Visit) -> Result<Response, Fault> {
-    let new = SessionId::random()?;
-    let before = shop.sessions.read(id, visit).await?;
+/// Whoever signs in gets a new session: one that somebody else may have seen or planted is worth nothing afterwards. Which one follows from the
+/// old one and the form's number, so that a second click leads to the same one, and nobody who knows the old one alone finds it.
+async fn account(shop: &Shop, asked: &Asked, id: &SessionId) -> Result<Response, Fault> {
+    let new = match asked.field("form") {
+        Some(form) => SessionId::derived(&shop.keys, id, form),
+        None => SessionId::random()?,
+    };
     let field = |name| asked.field(name).unwrap_or_default().trim().chars().take(80).collect::<String>();
     let (name, email) = (field("name"), field("email"));
-    if asked.field("action") != Some("out") {
-        let change = |session: &mut Session| {
-            *session = Session {
-                version: session.version,
-                name: name.clone(),
-                email: email.clone(),
-                lines: before.lines.clone(),
-            };
-        };
-        shop.sessions.change(&new, change).await?;
-    }
-    if before.version > 0 {
+    if asked.session.is_none() {
+        let begin = |session: &mut Session| (session.name, session.email) = (name.clone(), email.clone());
+        shop.sessions.change(&new, begin).await?;
+    } else if asked.field("action") != Some("out") {
+        shop.sessions.sign_in(id, &new, &name, &email).await?;
+    } else {
         let clear =
             |session: &mut Session| *session = Session { version: session.version, ..Session::default() };
         shop.sessions.change(id, clear).await?;

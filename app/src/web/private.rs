@@ -69,7 +69,8 @@ pub(super) async fn checkout(shop: &Shop, asked: &Asked, visit: &Visit) -> Resul
 
 pub(super) async fn account(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<Response, Fault> {
     show(shop, asked, visit, "account.html", async |session| {
-        Ok(context! { title => "Your account", name => &session.name, email => &session.email })
+        let form = SessionId::random()?.as_str().to_owned();
+        Ok(context! { title => "Your account", name => &session.name, email => &session.email, form })
     })
     .await
 }

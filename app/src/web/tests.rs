@@ -353,7 +353,37 @@ async fn a_visitor_buys_what_is_in_the_cart_once() {
     assert!(page.body.contains("is taken") && page.body.contains("3 × "), "{}", page.body);
     let (other, _) = shop.visitor().await;
     assert_eq!(shop.get(&format!("/order/{order}"), Some(&other)).await.status, StatusCode::NOT_FOUND);
+    let signed_in = post("/account", fields(&[("name", "Anna")])).await.cookie().unwrap();
+    assert_eq!(shop.get(&format!("/order/{order}"), Some(&signed_in)).await.status, StatusCode::OK);
+    assert_eq!(shop.get(&format!("/order/{order}"), Some(&cookie)).await.status, StatusCode::NOT_FOUND);
     assert!(shop.get("/cart", Some(&cookie)).await.body.contains("There is nothing in it yet"));
+}
+
+#[tokio::test]
+async fn signing_in_twice_at_once_loses_no_cart() {
+    let shop = TestShop::open().await;
+    let (old, token) = shop.visitor().await;
+    let add = [("token", token.as_str()), ("toy", "7"), ("quantity", "2"), ("action", "add")];
+    shop.post("/cart", Some(&old), &add).await;
+    let page = shop.get("/account", Some(&old)).await;
+    let (_, form) = page.body.split_once("name=\"form\" value=\"").unwrap();
+    let form = form.split_once('"').unwrap().0;
+    let sign_in = [("token", token.as_str()), ("form", form), ("name", "Anna"), ("email", "")];
+    let click = async || shop.post("/account", Some(&old), &sign_in).await.cookie().unwrap();
+    let (one, two) = tokio::join!(click(), click());
+    for new in [one, two, click().await] {
+        let cart = shop.get("/cart", Some(&new)).await;
+        assert!(
+            cart.body.contains("Hello, Anna") && cart.body.contains("class=\"count\">2<"),
+            "{}",
+            cart.body
+        );
+    }
+    assert!(shop.get("/cart", Some(&old)).await.body.contains("There is nothing in it yet"));
+    // Whoever planted the old one knows its token, and not the form that was shown.
+    let guess = [("token", token.as_str()), ("form", "guess"), ("name", "Eve"), ("email", "")];
+    let eve = shop.post("/account", Some(&old), &guess).await.cookie().unwrap();
+    assert!(shop.get("/cart", Some(&eve)).await.body.contains("There is nothing in it yet"));
 }
 
 #[tokio::test]
