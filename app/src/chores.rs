@@ -88,7 +88,7 @@ pub(crate) async fn purge(client: &Client, url: &str) -> Result<bool, Failure> {
     Ok(PageCache::new(client, Clock::system()).purge(&host.to_ascii_lowercase(), &address).await?)
 }
 
-/// Sets what a toy costs: the database first, then whatever shows the old price is gone.
+/// Sets what a toy costs: the database first, then the cache, and whatever shows the old price is gone.
 pub(crate) async fn set_price(
     database: &Database,
     catalogue: &Catalogue,
@@ -106,5 +106,5 @@ pub(crate) async fn set_price(
         Ok(category.transpose()?)
     });
     let category = category.await?.ok_or(Failure::NoSuchToy(toy.0))?;
-    Ok(catalogue.forget(toy, &category).await?)
+    Ok(catalogue.repriced(toy, &category, cents).await?)
 }

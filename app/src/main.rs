@@ -145,6 +145,10 @@ async fn keep_warm(options: &cli::Refresh) -> Result<(), Failure> {
 
 async fn fill(options: &Import) -> Result<(), Failure> {
     let toys = fill_from(&options.toys, &options.places).await?;
+    let catalogue = Catalogue::new(&options.places.client("shop import"), options.places.database()?);
+    if let Err(fault) = catalogue.forget_all().await {
+        tracing::warn!(%fault, "an open shop may show the old catalogue until it expires");
+    }
     say!("{toys} toys");
     Ok(())
 }

@@ -146,23 +146,26 @@ mod tests {
         assert_eq!(look(6..=7).await, 2, "nobody made their pages");
     }
 
+    /// A price is changed while the refresher loads the old one, at each point of the way.
     #[tokio::test]
-    async fn an_invalidation_wins_over_the_refresher() {
+    async fn a_change_wins_over_the_refresher() {
         let shop = TestShop::open().await;
-        let (ids, visit) = ([ToyId(1)], Visit::default());
-        let id = ids[0];
-        shop.shop.catalogue.product(id, &visit).await.unwrap();
-        sqlx::query("UPDATE price SET cents = 77 WHERE toy = 1")
-            .execute(shop.shop.database.primary())
-            .await
-            .unwrap();
-        let category =
-            &shop.shop.catalogue.product(id, &visit).await.unwrap().unwrap().description.category.clone();
-        let (rewarmed, forgotten) =
-            tokio::join!(shop.shop.catalogue.rewarm::<Price>(&ids), shop.shop.catalogue.forget(id, category));
-        rewarmed.unwrap();
-        forgotten.unwrap();
-        let product = shop.shop.catalogue.product(id, &Visit::default()).await.unwrap().unwrap();
-        assert_eq!(product.price.cents, 77);
+        let (catalogue, database) = (&shop.shop.catalogue, &shop.shop.database);
+        let id = ToyId(1);
+        for cents in 1..=50 {
+            catalogue.product(id, &Visit::default()).await.unwrap();
+            let rewarmed = async {
+                for _ in 0..cents {
+                    tokio::task::yield_now().await;
+                }
+                catalogue.rewarm::<Price>(&[id]).await
+            };
+            let (rewarmed, changed) =
+                tokio::join!(rewarmed, crate::chores::set_price(database, catalogue, id, cents));
+            rewarmed.unwrap();
+            changed.unwrap();
+            let product = catalogue.product(id, &Visit::default()).await.unwrap().unwrap();
+            assert_eq!(product.price.cents, cents);
+        }
     }
 }

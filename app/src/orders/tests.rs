@@ -26,7 +26,8 @@ async fn ordered(shop: &TestShop, number: usize, card: &str) {
     let buyer =
         Buyer { name: "Anna".to_owned(), email: "anna@example.org".to_owned(), card: card.to_owned() };
     let (order, shop) = (format!("order-{number}"), &shop.shop);
-    let placed = place(&shop.sessions, &shop.catalogue, &shop.clock, &id, &order, &buyer).await.unwrap();
+    let placed =
+        place(&shop.sessions, &shop.catalogue, &shop.clock, &id, &order, &buyer, None).await.unwrap();
     assert_eq!(placed, Outcome::Placed);
 }
 

@@ -7,7 +7,7 @@ use super::{Shop, answers, private};
 use crate::checkout::{self, Buyer, Outcome};
 use crate::faults::Fault;
 use crate::orders::mail;
-use crate::pages::address;
+use crate::pages::{address, dollars};
 use crate::visit::Visit;
 use crate::visitors::cookie::SessionId;
 use crate::visitors::csrf;
@@ -102,13 +102,20 @@ async fn order(
         return private::say(shop, asked, visit, 400, "Something is missing", words, false).await;
     };
     let buyer = Buyer { name: name.to_owned(), email: email.to_owned(), card: last_digits(card) };
-    let placed = checkout::place(&shop.sessions, &shop.catalogue, &shop.clock, id, order, &buyer).await?;
+    // What the button said. A form of an older worker does not say it.
+    let cents = asked.field("cents").and_then(|cents| cents.parse().ok());
+    let placed =
+        checkout::place(&shop.sessions, &shop.catalogue, &shop.clock, id, order, &buyer, cents).await?;
     let (status, heading, words) = match placed {
         Outcome::Placed => return Ok(answers::see_other(shop, &format!("/order/{order}"), cookie)),
         Outcome::NothingInCart => {
             (400, "Your cart is empty", "There is nothing to buy in it yet.".to_owned())
         }
         Outcome::NotYours => (409, "Please try again", "This order's number is taken.".to_owned()),
+        Outcome::Repriced(cents) => {
+            let words = "A price has changed since you looked. Nothing is ordered yet: your cart comes to";
+            (409, "It costs something else now", format!("{words} {} now.", dollars(cents)))
+        }
         Outcome::SoldOut(toys) => {
             let cards = shop.catalogue.cards(&toys, visit).await?;
             let names: Vec<&str> = cards.iter().map(|card| card.description.name.as_str()).collect();

@@ -3,10 +3,12 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 
-use crate::catalogue::ToyId;
+use crate::catalogue::{Catalogue, ToyId};
 use crate::chores;
-use crate::database::parameters;
+use crate::database::{Database, parameters};
+use crate::pages::dollars;
 use crate::testing::{HOST, TestShop};
+use crate::visit::Visit;
 
 #[tokio::test]
 async fn pages_for_everybody_can_be_kept_and_are_revalidated() {
@@ -243,14 +245,33 @@ async fn a_list_of_many_cold_products_makes_one_query_a_piece() {
 #[tokio::test]
 async fn a_changed_price_is_on_every_page_at_once() {
     let shop = TestShop::open().await;
-    let before = shop.get("/category/space", None).await;
-    assert!(!before.body.contains("$1234.56"));
-    shop.get("/product/1", None).await;
+    let paths = ["/", "/product/1", "/category/space", "/search?q=&category=space"];
+    for path in paths {
+        assert!(!shop.get(path, None).await.body.contains("$1234.56"), "{path}");
+    }
     chores::set_price(&shop.shop.database, &shop.shop.catalogue, ToyId(1), 123_456).await.unwrap();
-    for path in ["/product/1", "/category/space"] {
+    for path in paths {
         assert!(shop.get(path, None).await.body.contains("$1234.56"), "{path}");
     }
     assert!(chores::set_price(&shop.shop.database, &shop.shop.catalogue, ToyId(9_999), 1).await.is_err());
+}
+
+/// The replica stands still: it will say the old price for ever.
+#[tokio::test]
+async fn a_changed_price_is_not_taken_from_a_replica_that_lags() {
+    let shop = TestShop::open().await;
+    let (primary, replica) = (shop.dir.path().join("shop.sqlite"), shop.dir.path().join("replica.sqlite"));
+    let copy = format!("VACUUM INTO '{}'", replica.display());
+    sqlx::raw_sql(&copy).execute(shop.shop.database.primary()).await.unwrap();
+    let database = Database::open(&primary.display().to_string(), &[replica.display().to_string()]).unwrap();
+    let catalogue = Catalogue::new(&shop.client, database.clone());
+    let cents = async || {
+        let product = catalogue.product(ToyId(1), &Visit::default()).await.unwrap().unwrap();
+        product.price.cents
+    };
+    assert_ne!(cents().await, 123_456);
+    chores::set_price(&database, &catalogue, ToyId(1), 123_456).await.unwrap();
+    assert_eq!(cents().await, 123_456);
 }
 
 #[tokio::test]
@@ -279,6 +300,9 @@ async fn a_toy_that_is_not_there_is_looked_for_once() {
     {
         assert_eq!(shop.get(nowhere, None).await.status, StatusCode::NOT_FOUND, "{nowhere}");
     }
+    let made_up = shop.get("/product/rocket", None).await;
+    let age = made_up.header(header::CACHE_CONTROL).strip_prefix("public, max-age=").unwrap();
+    assert!(age.parse::<u64>().unwrap() <= 5, "{age}");
     let put = Request::put("/product/7").body(Body::empty()).unwrap();
     assert_eq!(shop.send(put).await.status, StatusCode::METHOD_NOT_ALLOWED);
     let elsewhere = shop.post("//evil.example/cart", None, &[("toy", "7")]).await;
@@ -335,6 +359,13 @@ async fn a_visitor_buys_what_is_in_the_cart_once() {
     }
     let mut buy = fields(&[("name", "Anna"), ("email", "anna@example.org"), ("card", "4242 4242 4242 4242")]);
     buy.push(("order".to_owned(), order.clone()));
+    let (_, cents) = form.body.split_once("name=\"cents\" value=\"").unwrap();
+    let cents: i64 = cents.split_once('"').unwrap().0.parse().unwrap();
+    let told = |cents: i64| [buy.as_slice(), &[("cents".to_owned(), cents.to_string())]].concat();
+    let dearer = post("/checkout", told(cents - 100)).await;
+    assert_eq!(dearer.status, StatusCode::CONFLICT, "{}", dearer.body);
+    assert!(dearer.body.contains(&dollars(cents)), "{}", dearer.body);
+    let buy = told(cents);
     for _ in 0..2 {
         let bought = post("/checkout", buy.clone()).await;
         assert_eq!(
