@@ -53,6 +53,7 @@ use orders::mail::Mail;
 use orders::payment::Payment;
 use search::Search;
 use visitors::cookie::Keys;
+use visitors::session::Sessions;
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("APP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,app=info"));
@@ -87,8 +88,11 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Refresh(options) => keep_warm(&options).await,
             Command::Import(options) => fill(&options).await,
             Command::Clean(options) => {
-                let age = Duration::from_secs(86_400) * options.days;
-                let cleaned = chores::clean(&options.places.database()?, &Clock::system(), age).await?;
+                let (age, clock) = (Duration::from_secs(86_400) * options.days, Clock::system());
+                let database = options.places.database()?;
+                let client = options.places.client("shop cleaner");
+                let sessions = Sessions::new(&client, database.clone(), clock.clone());
+                let cleaned = chores::clean(&database, &sessions, &clock, age).await?;
                 say!("removed {} sessions and {} events", cleaned.sessions, cleaned.events);
                 Ok(())
             }

@@ -178,6 +178,12 @@ impl Sessions {
         Ok(Change { sessions: self.clone(), id: id.clone(), transaction, session, last_change })
     }
 
+    /// Forgets copies of sessions that are not there any more.
+    pub(crate) async fn forget(&self, ids: &[String]) -> Result<(), Fault> {
+        self.kept.bytes().delete_many(ids).await?;
+        Ok(())
+    }
+
     /// Says that the database knows; the mark's version, or `None` where the cache did not take it.
     async fn mark(&self, id: &SessionId, options: PutOptions) -> Option<Version> {
         match self.kept.put_with(id.as_str(), &Kept::Changing, options.ttl(CHANGING_TTL)).await {
