@@ -130,7 +130,7 @@ async fn found(shop: &Shop, address: &Address, search: &Search, visit: &Visit) -
     let content = context! {
         title => "Search", terms => &search.terms, categories => shelves(&categories), cards, count => found.count,
         chosen => &search.category, max => search.cents_max.map(|cents| cents / 100),
-        sorts => sorts(address, search.sort), pages => pages(address, search.page, last), sort => search.sort.name(),
+        sorts => sorts(address, search.sort), pages => pages(address, search.page, last),
     };
     let first_pass = shop.templates.render("search.html", content)?;
     Ok(Rendered { status: 200, first_pass, tags: vec![FOUND.to_owned()] })
@@ -170,13 +170,15 @@ fn last_page(toys: i64) -> i64 {
 
 fn sorts(address: &Address, chosen: Sort) -> Vec<minijinja::Value> {
     let label = |sort| match sort {
+        // Of what was searched, what fits best.
+        Sort::Popular if matches!(address, Address::Search(_)) => "Best match",
         Sort::Popular => "Most popular",
         Sort::Cheap => "Price, low to high",
         Sort::Dear => "Price, high to low",
         Sort::Name => "Name",
     };
     Sort::ALL
-        .map(|sort| context! { path => address.with_sort(sort).path(), label => label(sort), is_chosen => sort == chosen })
+        .map(|sort| context! { path => address.with_sort(sort).path(), name => sort.name(), label => label(sort), is_chosen => sort == chosen })
         .to_vec()
 }
 
