@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use kv_client::{Client, Life};
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::catalogue::pieces::{Description, Inventory, Piece, Price};
 use crate::catalogue::{Catalogue, ToyId};
@@ -21,11 +21,13 @@ use crate::visit::Kind;
 
 /// How often what is about to expire is looked for.
 const EVERY: Duration = Duration::from_secs(2);
+/// How long one round may take. Beyond: the next one goes on.
+const ROUND_WITHIN: Duration = Duration::from_secs(60);
 /// Objects with less than this part of their life left are loaded again: one over so much.
 const LEFT: u32 = 3;
 /// A toy whose page nobody made for so long is not in use any more.
 const IN_USE_FOR: Duration = Duration::from_secs(300);
-/// How often the search index is rebuilt.
+/// How often the search index is rebuilt, and how long that may take.
 const INDEX_EVERY: Duration = Duration::from_secs(60);
 
 /// Refreshes until it is dropped.
@@ -50,8 +52,10 @@ impl Refresher {
     async fn warm(&self) {
         let mut in_use = InUse::new();
         loop {
-            if let Err(fault) = self.round(&mut in_use).await {
-                tracing::debug!(%fault, "nothing is refreshed");
+            match timeout(ROUND_WITHIN, self.round(&mut in_use)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(fault)) => tracing::debug!(%fault, "nothing is refreshed"),
+                Err(_elapsed) => tracing::warn!("what was to be refreshed was not within {ROUND_WITHIN:?}"),
             }
             sleep(EVERY).await;
         }
@@ -70,9 +74,10 @@ impl Refresher {
         let mut ticks = interval(INDEX_EVERY);
         loop {
             ticks.tick().await;
-            match self.search.build(&self.database).await {
-                Ok(toys) => tracing::debug!(toys, "the search index is rebuilt"),
-                Err(fault) => tracing::warn!(%fault, "the search index stays as it is"),
+            match timeout(INDEX_EVERY, self.search.build(&self.database)).await {
+                Err(_elapsed) => tracing::warn!("the search index was not rebuilt within {INDEX_EVERY:?}"),
+                Ok(Ok(toys)) => tracing::debug!(toys, "the search index is rebuilt"),
+                Ok(Err(fault)) => tracing::warn!(%fault, "the search index stays as it is"),
             }
         }
     }
