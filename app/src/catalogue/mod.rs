@@ -193,7 +193,8 @@ impl Catalogue {
     }
 
     /// Somebody has changed what a toy costs: the new price, which the primary said, takes the old one's place at once, because a replica that lags
-    /// would say the old one again; and whatever shows it is gone: its page, the home page, searches, its category's lists and pages.
+    /// would say the old one again; and whatever shows it is gone: its page, the home page, searches, its category's lists and pages. Only
+    /// where a list sorted by price has it may be as old as the replica that is asked, for as long as a list lives.
     pub(crate) async fn repriced(&self, id: ToyId, category: &str, cents: i64) -> Result<(), Fault> {
         let life = PutOptions::new().ttl(Price::LIFE.ttl).stale_for(Price::LIFE.stale_for).tag(id.tag());
         self.prices.put_with(id.0.to_string(), &Price { cents }, life).await?;

@@ -86,7 +86,8 @@ impl Shop {
     }
 }
 
-/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun.
+/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun. How many connect, and how long somebody may take over the
+/// first line of a request, is not bounded here: whoever opens the shop to strangers puts a proxy in front that does.
 pub(crate) async fn serve(
     listener: TcpListener,
     options: &Serving,
