@@ -4,7 +4,8 @@
 //! mod_perl" (money and stock are decided by the database, whatever the pages showed). Pitfalls: reading the stock and then writing it, which
 //! sells the last piece twice (one conditional `UPDATE` decides); publishing beside the transaction, so that an order has no event or an
 //! event no order (the outbox is a table of the same database); locking toys in the order of the cart, which deadlocks two buyers (they
-//! are sorted); and a second click, which must not order twice: the form carries the order's id, and the cart is emptied here.
+//! are sorted); a second click, which must not order twice: the form carries the order's id, and the cart is emptied here; and a price that
+//! changed since the page was made: the form carries what its button said, and nobody is charged anything else.
 
 use kvd::clock::Clock;
 use sqlx::{Any, Row as _, Transaction};
@@ -30,11 +31,13 @@ pub(crate) enum Outcome {
     /// Of these there are not enough.
     SoldOut(Vec<ToyId>),
     NothingInCart,
+    /// It comes to so many cents, which is not what the buyer was told.
+    Repriced(i64),
     /// There is such an order, and it is somebody else's.
     NotYours,
 }
 
-/// Orders what is in a cart. The same order again is [`Outcome::Placed`] again, and nothing else.
+/// Orders what is in a cart. The same order again is [`Outcome::Placed`] again, and nothing else. `told`: what the buyer was told that it costs.
 pub(crate) async fn place(
     sessions: &Sessions,
     catalogue: &Catalogue,
@@ -42,8 +45,9 @@ pub(crate) async fn place(
     id: &SessionId,
     order: &str,
     buyer: &Buyer,
+    told: Option<i64>,
 ) -> Result<Outcome, Fault> {
-    let (outcome, sold) = retry(async || {
+    let (outcome, lines) = retry(async || {
         let mut change = sessions.begin(id).await?;
         if let Some(outcome) = known(&mut change.transaction, order, id).await? {
             return Ok((outcome, vec![]));
@@ -57,15 +61,21 @@ pub(crate) async fn place(
         if !sold_out.is_empty() {
             return Ok((Outcome::SoldOut(sold_out), vec![]));
         }
-        write(&mut change.transaction, order, id, buyer, &lines, clock.wall_ms()).await?;
-        change.commit().await?.publish().await;
+        let cents = write(&mut change.transaction, order, id, buyer, &lines, clock.wall_ms()).await?;
+        if told.is_some_and(|told| told != cents) {
+            return Ok((Outcome::Repriced(cents), lines));
+        }
+        change.finish().await?;
         Ok((Outcome::Placed, lines))
     })
     .await?;
-    for (toy, _) in sold {
+    for (toy, _) in lines {
         // Nothing depends on it: what is shown is as old as its TTL at most.
-        if let Err(fault) = catalogue.sold(toy).await {
-            tracing::debug!(%fault, "an inventory is shown a little longer");
+        let is_repriced = matches!(outcome, Outcome::Repriced(_));
+        let forgotten =
+            if is_repriced { catalogue.forget_price(toy).await } else { catalogue.sold(toy).await };
+        if let Err(fault) = forgotten {
+            tracing::debug!(%fault, "an inventory or a price is shown a little longer");
         }
     }
     Ok(outcome)
@@ -99,6 +109,7 @@ async fn take_stock(
     Ok(sold_out)
 }
 
+/// Writes the order down; what it comes to.
 async fn write(
     transaction: &mut Transaction<'static, Any>,
     order: &str,
@@ -106,7 +117,7 @@ async fn write(
     buyer: &Buyer,
     lines: &[(ToyId, i64)],
     now_ms: i64,
-) -> Result<(), sqlx::Error> {
+) -> Result<i64, sqlx::Error> {
     let mut priced = Vec::with_capacity(lines.len());
     for (toy, quantity) in lines {
         let select =
@@ -140,7 +151,8 @@ async fn write(
         .execute(&mut **transaction)
         .await?;
     }
-    publish(transaction, Event::Placed, order, now_ms).await
+    publish(transaction, Event::Placed, order, now_ms).await?;
+    Ok(cents)
 }
 
 #[cfg(test)]
@@ -176,7 +188,7 @@ mod tests {
             }
             let buy = async |at: usize| {
                 let ((sessions, catalogue), order) = (&workers[at], format!("race-{race}-{at}"));
-                place(sessions, catalogue, &clock, &ids[at], &order, &anna()).await.unwrap()
+                place(sessions, catalogue, &clock, &ids[at], &order, &anna(), None).await.unwrap()
             };
             let (one, two) = tokio::join!(buy(0), buy(1));
             let is_placed = |outcome: &Outcome| *outcome == Outcome::Placed;

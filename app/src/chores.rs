@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use kv_client::Client;
 use kvd::clock::Clock;
-use sqlx::Row as _;
+use sqlx::{Any, Row as _, Transaction};
 
 use crate::catalogue::{Catalogue, ToyId};
 use crate::cli::Failure;
-use crate::database::Database;
+use crate::database::{Database, parameters};
 use crate::faults::{Fault, retry};
+use crate::orders::outbox::Event;
 use crate::orders::subscribers;
 use crate::pages::address::Address;
 use crate::pages::cache::PageCache;
+use crate::visitors::session::Sessions;
 
 /// Rows that one transaction removes, so that nobody waits long for it.
 const ROWS_MAX: i64 = 500;
@@ -28,54 +30,76 @@ pub(crate) struct Cleaned {
     pub(crate) events: u64,
 }
 
-/// Removes sessions and carts that nobody touched for so long, and events that everybody has had.
-pub(crate) async fn clean(database: &Database, clock: &Clock, age: Duration) -> Result<Cleaned, Fault> {
+/// Removes sessions and carts that nobody changed for so long, and events that everybody has had.
+pub(crate) async fn clean(
+    database: &Database,
+    sessions: &Sessions,
+    clock: &Clock,
+    age: Duration,
+) -> Result<Cleaned, Fault> {
     let before_ms = clock.wall_ms() - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-    let old = "SELECT id FROM session WHERE changed_ms < $1 ORDER BY changed_ms LIMIT $2";
-    let had = "SELECT outbox.id, outbox.kind, COUNT(*) FROM outbox JOIN delivery ON delivery.event = outbox.id \
-               AND delivery.is_done = 1 WHERE outbox.written_ms < $1 GROUP BY outbox.id, outbox.kind LIMIT $2";
-    let statements = ["DELETE FROM cart_line WHERE session IN", "DELETE FROM session WHERE id IN"]
-        .map(|delete| format!("{delete} ({old})"));
-    let sessions = chunks(database, before_ms, &statements).await?;
-    // An event that somebody has not had stays, however old it is.
-    let events = retry(async || {
-        let mut transaction = database.begin().await?;
-        let rows = sqlx::query(had).bind(before_ms).bind(ROWS_MAX).fetch_all(&mut *transaction).await?;
-        let mut removed = 0;
-        for row in &rows {
-            let (id, kind, had): (String, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if had < subscribers(&kind) {
-                continue;
-            }
-            for statement in ["DELETE FROM delivery WHERE event = $1", "DELETE FROM outbox WHERE id = $1"] {
-                sqlx::query(statement).bind(&id).execute(&mut *transaction).await?;
-            }
-            removed += 1;
-        }
-        transaction.commit().await?;
-        Ok(removed)
-    });
-    Ok(Cleaned { sessions, events: events.await? })
-}
-
-/// Deletes in transactions of bounded size; what the last statement removed in all.
-async fn chunks(database: &Database, before_ms: i64, statements: &[String]) -> Result<u64, Fault> {
-    let mut removed = 0;
+    let mut cleaned = Cleaned::default();
     loop {
-        let some = retry(async || {
-            let (mut transaction, mut some) = (database.begin().await?, 0);
-            for statement in statements {
-                let delete = sqlx::query(statement).bind(before_ms).bind(ROWS_MAX);
-                some = delete.execute(&mut *transaction).await?.rows_affected();
-            }
-            transaction.commit().await?;
-            Ok(some)
-        });
-        match some.await? {
-            0 => return Ok(removed),
-            some => removed += some,
+        let ids = retry(|| old_sessions(database, before_ms)).await?;
+        if ids.is_empty() {
+            break;
+        }
+        cleaned.sessions += ids.len() as u64;
+        if let Err(fault) = sessions.forget(&ids).await {
+            tracing::debug!(%fault, "carts that are gone may be shown until their copies expire");
         }
     }
+    for event in Event::ALL {
+        loop {
+            match retry(|| had_events(database, event, before_ms)).await? {
+                0 => break,
+                some => cleaned.events += some,
+            }
+        }
+    }
+    Ok(cleaned)
+}
+
+/// Removes some sessions; which. They are locked before their carts go, so that nobody fills one meanwhile.
+async fn old_sessions(database: &Database, before_ms: i64) -> Result<Vec<String>, Fault> {
+    let mut transaction = database.begin().await?;
+    let lock = "UPDATE session SET changed_ms = changed_ms WHERE changed_ms < $1 AND id IN \
+                (SELECT id FROM session WHERE changed_ms < $1 ORDER BY changed_ms LIMIT $2) RETURNING id";
+    let rows = sqlx::query(lock).bind(before_ms).bind(ROWS_MAX).fetch_all(&mut *transaction).await?;
+    let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    for delete in ["DELETE FROM cart_line WHERE session IN", "DELETE FROM session WHERE id IN"] {
+        delete_all(&mut transaction, delete, &ids).await?;
+    }
+    transaction.commit().await?;
+    Ok(ids)
+}
+
+/// Removes some events of a kind that all its subscribers have had; how many. One that somebody has not had stays, however old it is.
+async fn had_events(database: &Database, event: Event, before_ms: i64) -> Result<u64, Fault> {
+    let mut transaction = database.begin().await?;
+    let had = "SELECT outbox.id FROM outbox JOIN delivery ON delivery.event = outbox.id AND delivery.is_done = 1 \
+               WHERE outbox.kind = $1 AND outbox.written_ms < $2 GROUP BY outbox.id HAVING COUNT(*) >= $3 LIMIT $4";
+    let had = sqlx::query(had).bind(event.name()).bind(before_ms).bind(subscribers(event)).bind(ROWS_MAX);
+    let rows = had.fetch_all(&mut *transaction).await?;
+    let ids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    for delete in ["DELETE FROM delivery WHERE event IN", "DELETE FROM outbox WHERE id IN"] {
+        delete_all(&mut transaction, delete, &ids).await?;
+    }
+    transaction.commit().await?;
+    Ok(ids.len() as u64)
+}
+
+async fn delete_all(
+    transaction: &mut Transaction<'static, Any>,
+    delete: &str,
+    ids: &[String],
+) -> Result<(), sqlx::Error> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let statement = format!("{delete} ({})", parameters(1, ids.len()));
+    ids.iter().fold(sqlx::query(&statement), |query, id| query.bind(id)).execute(&mut **transaction).await?;
+    Ok(())
 }
 
 /// Deletes the cached copy of one page; whether there was one.
@@ -88,7 +112,7 @@ pub(crate) async fn purge(client: &Client, url: &str) -> Result<bool, Failure> {
     Ok(PageCache::new(client, Clock::system()).purge(&host.to_ascii_lowercase(), &address).await?)
 }
 
-/// Sets what a toy costs: the database first, then whatever shows the old price is gone.
+/// Sets what a toy costs: the database first, then the cache, and whatever shows the old price is gone.
 pub(crate) async fn set_price(
     database: &Database,
     catalogue: &Catalogue,
@@ -106,5 +130,5 @@ pub(crate) async fn set_price(
         Ok(category.transpose()?)
     });
     let category = category.await?.ok_or(Failure::NoSuchToy(toy.0))?;
-    Ok(catalogue.forget(toy, &category).await?)
+    Ok(catalogue.repriced(toy, &category, cents).await?)
 }

@@ -19,8 +19,9 @@ const WORKERS_MAX: i64 = 256;
 const CONNECT_WITHIN: Duration = Duration::from_millis(300);
 /// How long kvd may take to answer. A page that waits for a stopped daemon waits so long, once a worker.
 const CACHE_WITHIN: Duration = Duration::from_secs(1);
-/// How long requests wait for a daemon that is coming back.
-const GRACE: Duration = Duration::from_millis(300);
+/// How long requests wait for a daemon that is coming back. Longer than its last sign of life is believed: when this is over, no worker reads
+/// a dead daemon's memory any more, in which there is nothing of what was changed since.
+const GRACE: Duration = Duration::from_millis(600);
 
 /// A toy store on kvd.
 #[derive(Debug, Parser)]
@@ -58,7 +59,7 @@ pub(crate) enum Command {
     Purge(Purge),
     /// Sets the price of a toy, and clears what shows it.
     Price(SetPrice),
-    /// Signs cookies with a new key from the next start of the workers on; the two last keys are still believed.
+    /// Signs cookies with a new key from the next start of a worker on; the two last keys are still believed.
     RotateKeys {
         #[command(flatten)]
         places: Places,

@@ -55,6 +55,7 @@ use orders::mail::Mail;
 use orders::payment::{Mood, Payment};
 use search::Search;
 use visitors::cookie::Keys;
+use visitors::session::Sessions;
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("APP_LOG").unwrap_or_else(|_| EnvFilter::new("warn,app=info"));
@@ -89,8 +90,11 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Refresh(options) => keep_warm(&options).await,
             Command::Import(options) => fill(&options).await,
             Command::Clean(options) => {
-                let age = Duration::from_secs(86_400) * options.days;
-                let cleaned = chores::clean(&options.places.database()?, &Clock::system(), age).await?;
+                let (age, clock) = (Duration::from_secs(86_400) * options.days, Clock::system());
+                let database = options.places.database()?;
+                let client = options.places.client("shop cleaner");
+                let sessions = Sessions::new(&client, database.clone(), clock.clone());
+                let cleaned = chores::clean(&database, &sessions, &clock, age).await?;
                 say!("removed {} sessions and {} events", cleaned.sessions, cleaned.events);
                 Ok(())
             }
@@ -118,8 +122,7 @@ fn run(command: Command) -> Result<(), Failure> {
                 chores::set_price(&database, &catalogue, ToyId(options.toy), options.cents).await
             }
             Command::RotateKeys { places } => {
-                let file = places.keys();
-                Keys::of_file(&file)?.rotate(&file)?;
+                Keys::of_file(&places.keys())?.rotate()?;
                 Ok(())
             }
         }
@@ -161,6 +164,10 @@ async fn keep_warm(options: &cli::Refresh) -> Result<(), Failure> {
 
 async fn fill(options: &Import) -> Result<(), Failure> {
     let toys = fill_from(&options.toys, &options.places).await?;
+    let catalogue = Catalogue::new(&options.places.client("shop import"), options.places.database()?);
+    if let Err(fault) = catalogue.forget_all().await {
+        tracing::warn!(%fault, "an open shop may show the old catalogue until it expires");
+    }
     say!("{toys} toys");
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use kv_client::{Cache, Client, SchemaVersion, Typed};
+use kv_client::{Cache, Client, PutOptions, PutOutcome, SchemaVersion, Typed};
 use tokio::time::interval;
 
 use crate::counts::{BUCKETS, Counts, RouteCounts, bound_us};
@@ -141,15 +141,31 @@ impl Metrics {
 
     /// Puts the counts where others see them, until it is dropped.
     pub(crate) async fn publish(self: Arc<Self>) {
-        let before = self.shared.get(key(self.slot)).await.ok().flatten().unwrap_or_default();
+        let mut before = None;
         let mut ticks = interval(PUBLISH_EVERY);
         loop {
             ticks.tick().await;
+            // While kvd is away it may have counts that this worker must go on from, and nobody knows them.
+            let Some(before) = self.before(&mut before).await else { continue };
             let mut counts = before.clone();
             counts.add(&self.own());
             // With kvd away there is nobody to tell; the next second is soon.
             drop(self.shared.put(key(self.slot), &counts, KEEP).await);
         }
+    }
+
+    /// What those before this one had counted, once that is known.
+    async fn before<'a>(&self, known: &'a mut Option<Counts>) -> Option<&'a Counts> {
+        if known.is_none() {
+            // A daemon that is away is a miss to whoever reads, and an error to whoever writes.
+            let options = PutOptions::new().ttl(KEEP).if_absent();
+            let first = self.shared.put_with(key(self.slot), &Counts::default(), options).await;
+            *known = match first.ok()? {
+                PutOutcome::Written { .. } => Some(Counts::default()),
+                PutOutcome::Refused { .. } => self.shared.get(key(self.slot)).await.ok()?,
+            };
+        }
+        known.as_ref()
     }
 
     /// The counts of all workers; of this one alone while kvd is away.
@@ -187,5 +203,14 @@ mod tests {
             publishing.abort();
             assert_eq!(worker.all().await.routes[0].requests, round);
         }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_knows_yet_is_not_taken_for_nothing() {
+        let away = Client::builder().socket("/nowhere/kvd.sock").build_lazy();
+        assert_eq!(Metrics::new(&away, 0, 2).before(&mut None).await, None);
+        let server = kvd::testing::server();
+        let client = Client::builder().socket(server.socket()).build().await.unwrap();
+        assert_eq!(Metrics::new(&client, 0, 2).before(&mut None).await, Some(&Counts::default()));
     }
 }

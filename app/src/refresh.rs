@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kv_client::{Client, Life};
 use sqlx::Row as _;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::catalogue::pieces::{Description, Inventory, Piece, Price};
 use crate::catalogue::{Catalogue, ToyId};
@@ -22,11 +22,13 @@ use crate::visit::Kind;
 
 /// How often what is about to expire is looked for.
 const EVERY: Duration = Duration::from_secs(2);
+/// How long one round may take. Beyond: the next one goes on.
+const ROUND_WITHIN: Duration = Duration::from_secs(60);
 /// Objects with less than this part of their life left are loaded again: one over so much.
 const LEFT: u32 = 3;
 /// A toy whose page nobody made for so long is not in use any more.
 const IN_USE_FOR: Duration = Duration::from_secs(300);
-/// How often the search index is rebuilt.
+/// How often the search index is rebuilt, and how long that may take.
 const INDEX_EVERY: Duration = Duration::from_secs(60);
 
 /// Refreshes until it is dropped.
@@ -51,8 +53,10 @@ impl Refresher {
     async fn warm(&self) {
         let mut in_use = self.bestsellers().await.unwrap_or_default();
         loop {
-            if let Err(fault) = self.round(&mut in_use).await {
-                tracing::debug!(%fault, "nothing is refreshed");
+            match timeout(ROUND_WITHIN, self.round(&mut in_use)).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(fault)) => tracing::debug!(%fault, "nothing is refreshed"),
+                Err(_elapsed) => tracing::warn!("what was to be refreshed was not within {ROUND_WITHIN:?}"),
             }
             sleep(EVERY).await;
         }
@@ -71,9 +75,10 @@ impl Refresher {
         let mut ticks = interval(INDEX_EVERY);
         loop {
             ticks.tick().await;
-            match self.search.build(&self.database).await {
-                Ok(toys) => tracing::debug!(toys, "the search index is rebuilt"),
-                Err(fault) => tracing::warn!(%fault, "the search index stays as it is"),
+            match timeout(INDEX_EVERY, self.search.build(&self.database)).await {
+                Err(_elapsed) => tracing::warn!("the search index was not rebuilt within {INDEX_EVERY:?}"),
+                Ok(Ok(toys)) => tracing::debug!(toys, "the search index is rebuilt"),
+                Ok(Err(fault)) => tracing::warn!(%fault, "the search index stays as it is"),
             }
         }
     }
@@ -162,23 +167,26 @@ mod tests {
         assert_eq!(look(6..=7).await, 2, "nobody made their pages");
     }
 
+    /// A price is changed while the refresher loads the old one, at each point of the way.
     #[tokio::test]
-    async fn an_invalidation_wins_over_the_refresher() {
+    async fn a_change_wins_over_the_refresher() {
         let shop = TestShop::open().await;
-        let (ids, visit) = ([ToyId(1)], Visit::default());
-        let id = ids[0];
-        shop.shop.catalogue.product(id, &visit).await.unwrap();
-        sqlx::query("UPDATE price SET cents = 77 WHERE toy = 1")
-            .execute(shop.shop.database.primary())
-            .await
-            .unwrap();
-        let category =
-            &shop.shop.catalogue.product(id, &visit).await.unwrap().unwrap().description.category.clone();
-        let (rewarmed, forgotten) =
-            tokio::join!(shop.shop.catalogue.rewarm::<Price>(&ids), shop.shop.catalogue.forget(id, category));
-        rewarmed.unwrap();
-        forgotten.unwrap();
-        let product = shop.shop.catalogue.product(id, &Visit::default()).await.unwrap().unwrap();
-        assert_eq!(product.price.cents, 77);
+        let (catalogue, database) = (&shop.shop.catalogue, &shop.shop.database);
+        let id = ToyId(1);
+        for cents in 1..=50 {
+            catalogue.product(id, &Visit::default()).await.unwrap();
+            let rewarmed = async {
+                for _ in 0..cents {
+                    tokio::task::yield_now().await;
+                }
+                catalogue.rewarm::<Price>(&[id]).await
+            };
+            let (rewarmed, changed) =
+                tokio::join!(rewarmed, crate::chores::set_price(database, catalogue, id, cents));
+            rewarmed.unwrap();
+            changed.unwrap();
+            let product = catalogue.product(id, &Visit::default()).await.unwrap().unwrap();
+            assert_eq!(product.price.cents, cents);
+        }
     }
 }

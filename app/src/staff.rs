@@ -43,8 +43,10 @@ impl Job {
             Some(socket) => Stdio::from(socket.try_clone()?),
             None => Stdio::null(),
         };
-        // Its own group: Ctrl-C at the terminal is for the parent, who ends the others in order.
-        Command::new(std::env::current_exe()?)
+        // Not by its path, where by now there may be another release or nothing. Its own group: Ctrl-C at the terminal is for the parent,
+        // who ends the others in order.
+        Command::new("/proc/self/exe")
+            .arg0("app")
             .args(&self.arguments)
             .stdin(stdin)
             .process_group(0)

@@ -14,6 +14,8 @@ use tower::ServiceExt as _;
 use crate::cli::{Places, Serving};
 use crate::database::migrations::migrate;
 use crate::import::{Source, import};
+use crate::pages::cache::PageCache;
+use crate::visitors::session::Sessions;
 use crate::web::{Shop, router};
 
 /// What the shop is called in tests.
@@ -80,7 +82,11 @@ impl TestShop {
             Serving { slot: 0, workers: 1, hosts: vec![], throttle, throttle_address: throttle, places };
         let client = serving.places.client("test");
         let mut shop = Shop::open(&serving, &client, vec![HOST.to_owned()]).expect("a shop can be opened");
-        shop.clock = daemon.clock().clone();
+        // One clock for all: what expires, what is old, and what a page says of its age.
+        let clock = daemon.clock().clone();
+        shop.pages = PageCache::new(&client, clock.clone());
+        shop.sessions = Sessions::new(&client, database.clone(), clock.clone());
+        shop.clock = clock;
         shop.search.build(&database).await.expect("an index can be built");
         TestShop { router: router(shop.clone()), shop, client, daemon, dir }
     }

@@ -217,6 +217,8 @@ fn a_dead_worker_is_replaced_and_all_end_with_their_parent() {
     let before = workers(&shop, 2);
     let dead = *before.first().expect("two answered");
     kill(pid(dead), Signal::SIGKILL).expect("it was there");
+    // Until it is gone it may still take a request along.
+    wait_for("it to be gone", || is_gone(dead).then_some(()));
     assert_eq!(shop.get("/product/1").status, 200);
     let new = wait_for("the replacement to answer", || {
         let worker = shop.get("/product/1").said_of("worker");
@@ -264,6 +266,51 @@ fn workers_do_not_outlive_a_parent_that_was_killed() {
     wait_for("the workers to end", || all.iter().all(|worker| is_gone(*worker)).then_some(()));
 }
 
+/// Somebody has sent half a request to each of them, and sends no more.
+#[test]
+fn half_a_request_keeps_no_worker_when_its_parent_was_killed() {
+    let daemon = kvd::testing::server();
+    let mut shop = Shop::web(daemon.socket());
+    let all = workers(&shop, 2);
+    let halves: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(shop.address).expect("the parent listens");
+            stream.write_all(b"GET /product/1 HTTP/1.1\r\nhost: ").expect("a few bytes");
+            stream
+        })
+        .collect();
+    shop.parent.kill().expect("our child");
+    shop.parent.wait().expect("our child");
+    wait_for("the workers to end", || all.iter().all(|worker| is_gone(*worker)).then_some(()));
+    drop(halves);
+}
+
+/// A new release has taken the program's place, or is about to.
+#[test]
+fn a_worker_is_replaced_when_the_program_is_not_where_it_was() {
+    let (daemon, place) =
+        (kvd::testing::server(), tempfile::tempdir().expect("a temporary directory can be made"));
+    let program = place.path().join("app");
+    std::fs::copy(env!("CARGO_BIN_EXE_app"), &program).expect("app was built");
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    let mut command = Command::new(&program);
+    command.stdin(Stdio::null()).env("APP_LOG", "off").args([
+        "web",
+        "--workers",
+        "1",
+        "--listen",
+        "127.0.0.1:0",
+    ]);
+    command.arg("--cache").arg(daemon.socket());
+    let shop = Shop::open(command, dir);
+    let before = shop.get("/product/1").said_of("worker");
+    std::fs::remove_file(&program).expect("it is there");
+    kill(pid(before), Signal::SIGKILL).expect("it was there");
+    wait_for("it to be gone", || is_gone(before).then_some(()));
+    assert_ne!(shop.get("/product/1").said_of("worker"), before);
+    assert!(shop.close().success());
+}
+
 #[test]
 fn the_shop_is_open_without_its_cache() {
     let nowhere = tempfile::tempdir().expect("a temporary directory can be made");
@@ -304,6 +351,8 @@ fn a_demo_sells_loses_its_cache_and_leaves_nothing_behind() {
     });
     assert_eq!(in_cart(&shop), "2");
 
+    let orders = shop.child("orders");
+    kill(pid(orders), Signal::SIGKILL).expect("it was there");
     let order = shop.get_as("/checkout", &cookie).between("name=\"order\" value=\"", "\"");
     let buy = format!("token={token}&order={order}&name=Anna&email=anna%40example.org&card=4242");
     let bought = shop.post_as("/checkout", &cookie, &buy);

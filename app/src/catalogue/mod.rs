@@ -11,12 +11,12 @@ pub(crate) mod pieces;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_client::{Cache, Client, Effect, Ttl, Typed};
+use kv_client::{Cache, Client, Effect, ErrorKind, PutOptions, Ttl, Typed};
 use serde::{Deserialize, Serialize};
 
 use crate::database::Database;
 use crate::faults::Fault;
-use crate::visit::Visit;
+use crate::visit::{Kind, Visit};
 use lists::Lists;
 use pieces::{Description, Inventory, Piece, Price};
 
@@ -29,6 +29,11 @@ const LOAD_WITHIN: Duration = Duration::from_secs(3);
 
 /// Objects that are said to be stale before they are loaded together: few, so that they are stale for milliseconds.
 const REWARMED_TOGETHER: usize = 250;
+
+/// What the home page is cleared by, …
+pub(crate) const HOME: &str = "home";
+/// … and what pages of what was searched are.
+pub(crate) const FOUND: &str = "search";
 
 /// Which toy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -187,10 +192,39 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Somebody has changed a toy: whatever shows it, objects and pages, is gone, and the lists of its category are.
-    pub(crate) async fn forget(&self, id: ToyId, category: &str) -> Result<(), Fault> {
-        self.client.clear_tag(id.tag(), Effect::Gone).await?;
+    /// Somebody has changed what a toy costs: the new price, which the primary said, takes the old one's place at once, because a replica that lags
+    /// would say the old one again; and whatever shows it is gone: its page, the home page, searches, its category's lists and pages. Only
+    /// where a list sorted by price has it may be as old as the replica that is asked, for as long as a list lives.
+    pub(crate) async fn repriced(&self, id: ToyId, category: &str, cents: i64) -> Result<(), Fault> {
+        let life = PutOptions::new().ttl(Price::LIFE.ttl).stale_for(Price::LIFE.stale_for).tag(id.tag());
+        self.prices.put_with(id.0.to_string(), &Price { cents }, life).await?;
+        let pages = self.client.cache(Kind::Page.name());
+        for tag in [id.tag(), HOME.to_owned(), FOUND.to_owned()] {
+            match pages.clear_tag(tag, Effect::Gone).await {
+                // Nobody has made a page yet.
+                Err(error) if error.kind() == ErrorKind::UnknownCache => {}
+                cleared => drop(cleared?),
+            }
+        }
         self.client.clear_tag(lists::tag(category), Effect::Gone).await?;
+        Ok(())
+    }
+
+    /// All toys may have changed: nothing that shows one is left.
+    pub(crate) async fn forget_all(&self) -> Result<(), Fault> {
+        for kind in [Kind::Description, Kind::Price, Kind::Inventory, Kind::List, Kind::Page] {
+            match self.client.cache(kind.name()).clear(Effect::Gone).await {
+                // Nothing was ever kept there.
+                Err(error) if error.kind() == ErrorKind::UnknownCache => {}
+                cleared => drop(cleared?),
+            }
+        }
+        Ok(())
+    }
+
+    /// A price turned out to be another: the next who looks asks the database.
+    pub(crate) async fn forget_price(&self, id: ToyId) -> Result<(), Fault> {
+        self.prices.delete(id.0.to_string()).await?;
         Ok(())
     }
 

@@ -9,8 +9,11 @@ use sqlx::{AnyConnection, Row as _};
 use super::{Backend, Database};
 
 /// Each once, in this order. What has been released is never changed, only added to.
-const MIGRATIONS: [(i64, &str); 2] =
-    [(1, include_str!("migrations/0001_shop.sql")), (2, include_str!("migrations/0002_bestsellers.sql"))];
+const MIGRATIONS: [(i64, &str); 3] = [
+    (1, include_str!("migrations/0001_shop.sql")),
+    (2, include_str!("migrations/0002_bestsellers.sql")),
+    (3, include_str!("migrations/0003_once.sql")),
+];
 
 /// Of the lock that keeps two processes from migrating at once. Any number will do, if nobody else takes it.
 const LOCK: i64 = 0x6b76_6473_686f_7001;

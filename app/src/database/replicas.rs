@@ -3,7 +3,7 @@
 //! From "E-Commerce with Django at Scale": replicas are cheap scaling, but one that goes away must not take pages along. Whoever fails
 //! to connect or breaks off is taken out at once and tried again later; the next one is asked, the primary as last resort. The
 //! pitfall: waiting for a dead server's TCP time-out in every request, which is why connecting has a short deadline and why a
-//! failed one is not asked again before [`OUT_FOR`] has passed.
+//! failed one is not asked again before [`OUT_FOR`] has passed, and then by one request: the others do not wait to see whether it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -34,7 +34,7 @@ struct Inner {
 #[derive(Debug)]
 struct Replica {
     pool: AnyPool,
-    /// Milliseconds since `Inner::since` until which it is not asked.
+    /// Milliseconds since `Inner::since` until which it is not asked; 0: it answers.
     out_until_ms: AtomicU64,
     #[cfg(test)]
     answers: AtomicU64,
@@ -61,13 +61,14 @@ impl Replicas {
         let first = turn.fetch_add(1, Ordering::Relaxed);
         for nth in 0..replicas.len() {
             let replica = &replicas[(first.wrapping_add(nth)) % replicas.len()];
-            if self.now_ms() < replica.out_until_ms.load(Ordering::Relaxed) {
+            if !self.may_ask(replica) {
                 continue;
             }
             match timeout(ANSWER_WITHIN, query(replica.pool.clone())).await {
                 Ok(Err(error)) if faults::is_connection_lost(&error) => self.take_out(replica, &error),
                 Err(_elapsed) => self.take_out(replica, &sqlx::Error::PoolTimedOut),
                 Ok(answer) => {
+                    replica.out_until_ms.store(0, Ordering::Relaxed);
                     #[cfg(test)]
                     replica.answers.fetch_add(1, Ordering::Relaxed);
                     return answer;
@@ -77,14 +78,28 @@ impl Replicas {
         query(primary.clone()).await
     }
 
+    /// Whether it answers, as far as is known; or whether it is this request that finds out.
+    fn may_ask(&self, replica: &Replica) -> bool {
+        let until = replica.out_until_ms.load(Ordering::Relaxed);
+        if until == 0 {
+            return true;
+        }
+        let next = self.now_ms() + millis(OUT_FOR);
+        let is_over = until <= self.now_ms();
+        is_over
+            && replica
+                .out_until_ms
+                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
     fn take_out(&self, replica: &Replica, error: &sqlx::Error) {
-        let out_for = u64::try_from(OUT_FOR.as_millis()).unwrap_or(u64::MAX);
-        replica.out_until_ms.store(self.now_ms() + out_for, Ordering::Relaxed);
+        replica.out_until_ms.store(self.now_ms() + millis(OUT_FOR), Ordering::Relaxed);
         tracing::warn!(%error, "a replica is taken out for {OUT_FOR:?}");
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.0.since.elapsed())
     }
 
     /// How often each replica has answered.
@@ -94,11 +109,16 @@ impl Replicas {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use sqlx::Row as _;
 
     use super::super::Database;
+    use super::*;
 
     async fn with_a_name(dir: &std::path::Path, name: &str) -> String {
         let file = dir.join(format!("{name}.sqlite")).display().to_string();
@@ -131,6 +151,27 @@ mod tests {
 
         let alone = Database::open(&primary, &[away]).unwrap();
         assert_eq!(who(&alone).await, "primary", "the last resort");
+    }
+
+    #[tokio::test]
+    async fn one_request_finds_out_whether_a_replica_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let primary = with_a_name(dir.path(), "primary").await;
+        let one = with_a_name(dir.path(), "one").await;
+        let database = Database::open(&primary, &[one]).unwrap();
+        let (replicas, replica) = (database.replicas(), &database.replicas().0.replicas[0]);
+        replicas.take_out(replica, &sqlx::Error::PoolTimedOut);
+        assert_eq!(who(&database).await, "primary");
+        // Its time is over. The clock began with the replicas, so it is past its first millisecond soon.
+        replica.out_until_ms.store(1, Ordering::Relaxed);
+        while replicas.now_ms() < 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(replicas.may_ask(replica));
+        assert!(!replicas.may_ask(replica), "one asks already");
+        replica.out_until_ms.store(1, Ordering::Relaxed);
+        assert_eq!(who(&database).await, "one");
+        assert!(replicas.may_ask(replica) && replicas.may_ask(replica), "it has answered");
     }
 
     #[tokio::test]

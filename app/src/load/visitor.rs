@@ -104,8 +104,10 @@ impl Visitor {
             return;
         };
         let Some(order) = between(&page, "name=\"order\" value=\"", "\"").map(str::to_owned) else { return };
+        let cents = between(&page, "name=\"cents\" value=\"", "\"").unwrap_or_default().to_owned();
         let fields = [
             ("order", order.as_str()),
+            ("cents", cents.as_str()),
             ("name", "A visitor"),
             ("email", "visitor@example.org"),
             ("card", "4242"),

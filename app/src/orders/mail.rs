@@ -5,6 +5,7 @@
 //! `Message-ID` is made of it, so that the second is the first again.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lettre::message::Mailbox;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
@@ -13,6 +14,9 @@ use crate::faults::Fault;
 
 /// Who writes.
 const FROM: &str = "The Toy Store <orders@toystore.example>";
+
+/// How long a mail server may take over one command. Shorter than a claim of the event.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where mail goes.
 #[derive(Debug, Clone)]
@@ -44,7 +48,8 @@ impl Mail {
         let (host, port) = server.rsplit_once(':').unwrap_or((server, "25"));
         let port =
             port.parse::<u16>().map_err(|error| Fault::Mail(format!("port {port} of {server}: {error}")))?;
-        Ok(Mail::Smtp(AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(port).build()))
+        let server = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(port);
+        Ok(Mail::Smtp(server.timeout(Some(ANSWER_WITHIN)).build()))
     }
 
     pub(crate) async fn send(&self, letter: Letter) -> Result<(), Fault> {

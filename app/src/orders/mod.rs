@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use kvd::clock::Clock;
 use sqlx::{Any, Row as _, Transaction};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::database::Database;
 use crate::faults::{Fault, retry};
 use letters::{receipt, refusal};
 use mail::Mail;
-use outbox::{Claimed, Event, claim, publish};
+use outbox::{Claimed, DELIVER_WITHIN, Event, claim, open, publish};
 use payment::{Payment, Verdict};
 
 /// How long a processor rests when there was nothing to do.
@@ -60,8 +60,8 @@ impl Subscriber {
 }
 
 /// How many are told of a kind of event.
-pub(crate) fn subscribers(event: &str) -> i64 {
-    let listening = Subscriber::ALL.iter().filter(|subscriber| subscriber.listens_to().name() == event);
+pub(crate) fn subscribers(event: Event) -> i64 {
+    let listening = Subscriber::ALL.iter().filter(|subscriber| subscriber.listens_to() == event);
     i64::try_from(listening.count()).unwrap_or(i64::MAX)
 }
 
@@ -106,15 +106,16 @@ impl Processor {
     pub(crate) async fn round(&self) -> Result<usize, Fault> {
         let mut delivered = 0;
         for subscriber in Subscriber::ALL {
-            let claimed = retry(async || {
-                Ok(claim(&self.database, &self.clock, subscriber.name(), subscriber.listens_to()).await?)
-            });
-            for event in claimed.await? {
-                match retry(|| self.deliver(subscriber, &event)).await {
+            let (database, clock, name) = (&self.database, &self.clock, subscriber.name());
+            let open = retry(async || Ok(open(database, clock, name, subscriber.listens_to()).await?));
+            for id in within(open).await? {
+                let claimed = retry(async || Ok(claim(database, clock, name, &id).await?));
+                let Some(event) = within(claimed).await? else { continue };
+                match within(self.deliver(subscriber, &event)).await {
                     Ok(()) => delivered += 1,
                     Err(fault) => {
-                        tracing::warn!(%fault, event = event.id, subscriber = subscriber.name(), "not delivered");
-                        event.failed(&self.database, &self.clock).await?;
+                        tracing::warn!(%fault, event = event.id, subscriber = name, "not delivered");
+                        within(async { Ok(event.failed(database, clock).await?) }).await?;
                     }
                 }
             }
@@ -122,10 +123,10 @@ impl Processor {
         Ok(delivered)
     }
 
+    /// What is sent is sent once a claim; what is written is tried again.
     async fn deliver(&self, subscriber: Subscriber, event: &Claimed) -> Result<(), Fault> {
-        let Some(order) = order(&self.database, &event.order).await? else {
-            return Err(Fault::Database(sqlx::Error::RowNotFound));
-        };
+        let order = retry(async || Ok(order(&self.database, &event.order).await?)).await?;
+        let order = order.ok_or(Fault::Database(sqlx::Error::RowNotFound))?;
         let verdict = match subscriber {
             Subscriber::Payment => Some(self.payment.charge(&event.order, &order.card, order.cents).await?),
             Subscriber::Receipt => {
@@ -138,18 +139,38 @@ impl Processor {
             }
             Subscriber::Bestsellers => None,
         };
+        retry(|| self.write(subscriber, event, &order, verdict)).await
+    }
+
+    /// That it is delivered, and what follows from it. Nothing, if it is somebody else's by now.
+    async fn write(
+        &self,
+        subscriber: Subscriber,
+        event: &Claimed,
+        order: &Order,
+        verdict: Option<Verdict>,
+    ) -> Result<(), Fault> {
         let mut transaction = self.database.begin().await?;
+        if !event.done(&mut transaction).await? {
+            tracing::debug!(event = event.id, subscriber = subscriber.name(), "delivered by somebody else");
+            return Ok(());
+        }
         match (subscriber, verdict) {
-            (Subscriber::Bestsellers, _) => count_sold(&mut transaction, &order).await?,
+            (Subscriber::Bestsellers, _) => count_sold(&mut transaction, order).await?,
             (_, Some(verdict)) => {
-                settle(&mut transaction, &event.order, &order, verdict, self.clock.wall_ms()).await?;
+                settle(&mut transaction, &event.order, order, verdict, self.clock.wall_ms()).await?;
             }
             (_, None) => {}
         }
-        event.done(&mut transaction).await?;
         transaction.commit().await?;
         Ok(())
     }
+}
+
+/// A database, payment or mail server that does not answer holds nobody up for longer than a claim lasts.
+async fn within<T>(work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let late = |_elapsed| Err(Fault::Io { what: "orders", source: std::io::ErrorKind::TimedOut.into() });
+    timeout(DELIVER_WITHIN, work).await.unwrap_or_else(late)
 }
 
 /// Writes down what became of the payment. An order that is settled stays as it is.

@@ -3,7 +3,9 @@
 //! From FMStocks 2000: "Buy" publishes an event, queued subscribers do the rest, and more of them are added without touching the publisher. The
 //! pitfalls: an event that is sent beside its transaction is lost, or tells of what never happened; and a queue that forgets a message
 //! when it hands it out loses it with the process that took it. Here a claim is a row that ends by itself: any number of processes
-//! share the work, and what one of them died over is claimed again. So a subscriber must bear being told twice.
+//! share the work, and what one of them died over is claimed again. A process that was slow and not dead finds that out by the number of
+//! its try, which the next claim has raised: what it then writes, it does not write. What it has *sent* by then, it has sent: a subscriber
+//! that sends must bear being told twice.
 
 use std::time::Duration;
 
@@ -12,8 +14,11 @@ use sqlx::{Any, Row as _, Transaction};
 
 use crate::database::Database;
 
-/// How long a claim holds. Longer than any subscriber takes; a process that dies delays its event by as much.
+/// How long a claim holds; a process that dies delays its event by as much.
 pub(crate) const CLAIM_FOR: Duration = Duration::from_secs(10);
+/// How long a subscriber may take over one event. Each is claimed just before it is delivered, so nobody works on a claim that is over.
+pub(super) const DELIVER_WITHIN: Duration = Duration::from_secs(8);
+const _: () = assert!(DELIVER_WITHIN.as_millis() < CLAIM_FOR.as_millis());
 /// Events looked at in one go.
 const EVENTS_MAX: i64 = 32;
 /// Longest pause before an event that failed is delivered again.
@@ -28,7 +33,9 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const ALL: [Event; 3] = [Event::Placed, Event::Paid, Event::Refused];
+
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Event::Placed => "placed",
             Event::Paid => "paid",
@@ -65,50 +72,58 @@ pub(crate) struct Claimed {
     tries: i64,
 }
 
-/// Claims some of the events of a kind that a subscriber has not had.
-pub(crate) async fn claim(
+/// Some of the events of a kind that a subscriber has not had and nobody has claimed: their ids, the oldest first.
+pub(crate) async fn open(
     database: &Database,
     clock: &Clock,
     subscriber: &'static str,
     event: Event,
-) -> Result<Vec<Claimed>, sqlx::Error> {
-    let now_ms = clock.wall_ms();
+) -> Result<Vec<String>, sqlx::Error> {
     let open = sqlx::query(
-        "SELECT outbox.id, outbox.shop_order, COALESCE(delivery.tries, 0) FROM outbox LEFT JOIN delivery \
+        "SELECT outbox.id FROM outbox LEFT JOIN delivery \
          ON delivery.event = outbox.id AND delivery.subscriber = $1 WHERE outbox.kind = $2 AND (delivery.event IS NULL \
          OR (delivery.is_done = 0 AND delivery.claimed_until_ms < $3)) ORDER BY outbox.written_ms LIMIT $4",
     );
-    let open = open.bind(subscriber).bind(event.name()).bind(now_ms).bind(EVENTS_MAX);
-    let mut claimed = Vec::new();
-    for row in open.fetch_all(database.primary()).await? {
-        let (id, order, tries): (String, String, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let taken = sqlx::query(
-            "INSERT INTO delivery (event, subscriber, is_done, claimed_until_ms, tries) VALUES ($1, $2, 0, $3, 1) \
-             ON CONFLICT (event, subscriber) DO UPDATE SET claimed_until_ms = excluded.claimed_until_ms, \
-             tries = delivery.tries + 1 WHERE delivery.is_done = 0 AND delivery.claimed_until_ms < $4",
-        )
-        .bind(&id)
-        .bind(subscriber)
-        .bind(now_ms + i64::try_from(CLAIM_FOR.as_millis()).unwrap_or(i64::MAX))
-        .bind(now_ms)
-        .execute(database.primary())
-        .await?;
-        if taken.rows_affected() == 1 {
-            claimed.push(Claimed { id, order, subscriber, tries: tries + 1 });
-        }
-    }
-    Ok(claimed)
+    let open = open.bind(subscriber).bind(event.name()).bind(clock.wall_ms()).bind(EVENTS_MAX);
+    open.fetch_all(database.primary()).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Claims one of them, if nobody was faster.
+pub(crate) async fn claim(
+    database: &Database,
+    clock: &Clock,
+    subscriber: &'static str,
+    id: &str,
+) -> Result<Option<Claimed>, sqlx::Error> {
+    let now_ms = clock.wall_ms();
+    let taken = sqlx::query(
+        "INSERT INTO delivery (event, subscriber, is_done, claimed_until_ms, tries) VALUES ($1, $2, 0, $3, 1) \
+         ON CONFLICT (event, subscriber) DO UPDATE SET claimed_until_ms = excluded.claimed_until_ms, \
+         tries = delivery.tries + 1 WHERE delivery.is_done = 0 AND delivery.claimed_until_ms < $4 \
+         RETURNING tries, (SELECT shop_order FROM outbox WHERE outbox.id = $1)",
+    )
+    .bind(id)
+    .bind(subscriber)
+    .bind(now_ms + i64::try_from(CLAIM_FOR.as_millis()).unwrap_or(i64::MAX))
+    .bind(now_ms)
+    .fetch_optional(database.primary())
+    .await?;
+    let Some(row) = taken else { return Ok(None) };
+    Ok(Some(Claimed { id: id.to_owned(), order: row.try_get(1)?, subscriber, tries: row.try_get(0)? }))
 }
 
 impl Claimed {
-    /// It is delivered, with everything else that this transaction does.
-    pub(crate) async fn done(&self, transaction: &mut Transaction<'static, Any>) -> Result<(), sqlx::Error> {
-        sqlx::query("UPDATE delivery SET is_done = 1 WHERE event = $1 AND subscriber = $2")
-            .bind(&self.id)
-            .bind(self.subscriber)
-            .execute(&mut **transaction)
-            .await?;
-        Ok(())
+    /// It is delivered, with everything else that this transaction does; `false`: it is not this process's any more, and the transaction must
+    /// not be committed. So this comes first.
+    pub(crate) async fn done(
+        &self,
+        transaction: &mut Transaction<'static, Any>,
+    ) -> Result<bool, sqlx::Error> {
+        let done = sqlx::query(
+            "UPDATE delivery SET is_done = 1 WHERE event = $1 AND subscriber = $2 AND is_done = 0 AND tries = $3",
+        );
+        let done = done.bind(&self.id).bind(self.subscriber).bind(self.tries);
+        Ok(done.execute(&mut **transaction).await?.rows_affected() == 1)
     }
 
     /// It could not be delivered; it is claimed again after a pause that grows.
@@ -117,11 +132,12 @@ impl Claimed {
             Duration::from_millis(100) * 2_u32.pow(u32::try_from(self.tries.clamp(0, 10)).unwrap_or(10));
         let pause_ms = i64::try_from(pause.min(AGAIN_AFTER_MAX).as_millis()).unwrap_or(i64::MAX);
         sqlx::query(
-            "UPDATE delivery SET claimed_until_ms = $3 WHERE event = $1 AND subscriber = $2 AND is_done = 0",
+            "UPDATE delivery SET claimed_until_ms = $3 WHERE event = $1 AND subscriber = $2 AND is_done = 0 AND tries = $4",
         )
         .bind(&self.id)
         .bind(self.subscriber)
         .bind(clock.wall_ms() + pause_ms)
+        .bind(self.tries)
         .execute(database.primary())
         .await?;
         Ok(())

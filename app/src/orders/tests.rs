@@ -1,4 +1,4 @@
-//! Orders under processors that die: judged by the payment stand-in's own ledger.
+//! Orders under processors that die, as futures that are dropped where they wait: judged by the payment stand-in's own ledger.
 
 use std::sync::Arc;
 
@@ -26,7 +26,8 @@ async fn ordered(shop: &TestShop, number: usize, card: &str) {
     let buyer =
         Buyer { name: "Anna".to_owned(), email: "anna@example.org".to_owned(), card: card.to_owned() };
     let (order, shop) = (format!("order-{number}"), &shop.shop);
-    let placed = place(&shop.sessions, &shop.catalogue, &shop.clock, &id, &order, &buyer).await.unwrap();
+    let placed =
+        place(&shop.sessions, &shop.catalogue, &shop.clock, &id, &order, &buyer, None).await.unwrap();
     assert_eq!(placed, Outcome::Placed);
 }
 
@@ -61,9 +62,9 @@ async fn a_refused_payment_returns_the_stock_and_mails_the_customer() {
     assert_eq!(processor.payment.movements().await.unwrap().0, 1);
 }
 
-/// Processors are killed at any moment, and payments fail before and after the money has moved.
+/// Processors are dropped at any moment, and payments fail before and after the money has moved.
 #[tokio::test]
-async fn processors_killed_in_the_middle_charge_every_order_once() {
+async fn processors_dropped_in_the_middle_charge_every_order_once() {
     const ORDERS: usize = 40;
     let seed = std::env::var("KVD_SEED")
         .ok()
@@ -116,6 +117,31 @@ async fn processors_killed_in_the_middle_charge_every_order_once() {
     assert!(deaths > 0, "nobody died: the test tests nothing");
 }
 
+/// Two have the same event: one was so slow that its claim was over, and goes on when the other has finished.
+#[tokio::test]
+async fn whoever_was_too_slow_writes_nothing() {
+    let shop = TestShop::open().await;
+    sqlx::query("UPDATE inventory SET pieces = 100").execute(shop.shop.database.primary()).await.unwrap();
+    ordered(&shop, 1, "4242").await;
+    let processor = processor(&shop, Mood::default()).await;
+    let (database, clock) = (&processor.database, &processor.clock);
+    let claimed = async |id: &str, subscriber: Subscriber| {
+        let slow = claim(database, clock, subscriber.name(), id).await.unwrap().unwrap();
+        assert_eq!(claim(database, clock, subscriber.name(), id).await.unwrap(), None, "it is claimed");
+        shop.daemon.clock().advance(outbox::CLAIM_FOR + Duration::from_secs(1));
+        slow
+    };
+    let slow = claimed("order-1.placed", Subscriber::Payment).await;
+    let quick = claim(database, clock, "payment", "order-1.placed").await.unwrap().unwrap();
+    slow.failed(database, clock).await.unwrap();
+    assert_eq!(open(database, clock, "payment", Event::Placed).await.unwrap(), [""; 0], "not the slow one's");
+    processor.deliver(Subscriber::Payment, &quick).await.unwrap();
+    let slow = claimed("order-1.paid", Subscriber::Bestsellers).await;
+    while processor.round().await.unwrap() > 0 {}
+    processor.deliver(Subscriber::Bestsellers, &slow).await.unwrap();
+    assert_eq!(number(&shop, "SELECT SUM(sold) FROM toy").await, 2, "two pieces were sold, and counted once");
+}
+
 #[tokio::test]
 async fn events_that_everybody_has_had_are_cleaned_and_none_else() {
     let shop = TestShop::open().await;
@@ -124,8 +150,9 @@ async fn events_that_everybody_has_had_are_cleaned_and_none_else() {
         ordered(&shop, order, "4242").await;
     }
     let processor = processor(&shop, Mood::default()).await;
+    const DAY: Duration = Duration::from_secs(86_400);
     let clean = async || {
-        crate::chores::clean(&shop.shop.database, shop.daemon.clock(), Duration::from_secs(86_400))
+        crate::chores::clean(&shop.shop.database, &shop.shop.sessions, shop.daemon.clock(), DAY)
             .await
             .unwrap()
     };
@@ -134,7 +161,15 @@ async fn events_that_everybody_has_had_are_cleaned_and_none_else() {
     assert_eq!((cleaned.sessions, cleaned.events), (3, 0), "carts are old, events were not delivered");
     while processor.round().await.unwrap() > 0 {}
     shop.daemon.clock().advance(Duration::from_secs(2 * 86_400));
-    assert_eq!(clean().await.events, 6);
+    // More than one transaction removes.
+    for statement in [
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200) INSERT INTO outbox \
+         SELECT 'many-' || i, 'refused', 'order-0', 0 FROM n",
+        "INSERT INTO delivery SELECT id, 'refusal', 1, 0, 1 FROM outbox WHERE kind = 'refused'",
+    ] {
+        sqlx::query(statement).execute(shop.shop.database.primary()).await.unwrap();
+    }
+    assert_eq!(clean().await.events, 1_206);
     assert_eq!(number(&shop, "SELECT COUNT(*) FROM shop_order").await, 3);
     while processor.round().await.unwrap() > 0 {}
     assert_eq!(letters(&shop).len(), 3, "nothing is delivered again");

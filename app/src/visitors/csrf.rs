@@ -27,9 +27,14 @@ pub(crate) fn is_ours(
 ) -> bool {
     match (id, token) {
         (Some(id), Some(token)) => keys.signed_by(PURPOSE, id.as_str(), token).is_some(),
-        (_, None) => session.is_empty() && origin.and_then(host) == Some(own),
+        (_, None) => session.is_empty() && is_own(origin, own),
         (None, Some(_)) => false,
     }
+}
+
+/// Whether the browser says that a page of ours sent it.
+pub(crate) fn is_own(origin: Option<&str>, own: &str) -> bool {
+    origin.and_then(host) == Some(own)
 }
 
 /// The host, with its port, of an origin.

@@ -67,17 +67,19 @@ pub(crate) struct Sessions {
 }
 
 /// A change under way: the session's row is locked until it is committed or dropped.
-pub(crate) struct Change<'a> {
-    sessions: &'a Sessions,
+pub(crate) struct Change {
+    sessions: Sessions,
     id: SessionId,
     pub(crate) transaction: Transaction<'static, Any>,
     pub(crate) session: Session,
+    /// What the row says was done to it last; see [`Sessions::change`].
+    last_change: String,
 }
 
 /// A change that the database has and the cache has not.
 #[must_use = "the cache is not told before `publish`"]
-pub(crate) struct Committed<'a> {
-    sessions: &'a Sessions,
+struct Committed {
+    sessions: Sessions,
     id: SessionId,
     session: Session,
     mark: Option<Version>,
@@ -116,26 +118,71 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Changes a session: in the database, then in the cache. `change` may be called more than once.
+    /// Changes a session: in the database, then in the cache. `change` may be called more than once, and counts once: the row keeps which
+    /// change was its last, so that one whose commit was answered by silence is not made again, unless yet another came between.
     pub(crate) async fn change(
         &self,
         id: &SessionId,
         change: impl Fn(&mut Session),
     ) -> Result<Session, Fault> {
-        let committed = retry(async || {
+        self.change_once(id, SessionId::random()?.as_str(), change).await
+    }
+
+    async fn change_once(
+        &self,
+        id: &SessionId,
+        which: &str,
+        change: impl Fn(&mut Session),
+    ) -> Result<Session, Fault> {
+        retry(async || {
             let mut begun = self.begin(id).await?;
-            change(&mut begun.session);
-            begun.commit().await
-        });
-        Ok(committed.await?.publish().await)
+            if begun.last_change != which {
+                change(&mut begun.session);
+                which.clone_into(&mut begun.last_change);
+            }
+            begun.finish().await
+        })
+        .await
+    }
+
+    /// Moves whoever signs in to a new session, with the cart and the orders, in one transaction. The same move again changes nothing.
+    pub(crate) async fn sign_in(
+        &self,
+        old: &SessionId,
+        new: &SessionId,
+        name: &str,
+        email: &str,
+    ) -> Result<(), Fault> {
+        retry(async || {
+            let mut left = self.begin(old).await?;
+            let (mut session, _) = lock(&mut left.transaction, new, self.clock.wall_ms()).await?;
+            if session.version > 1 {
+                // It is there already.
+                return Ok(());
+            }
+            session.lines = std::mem::take(&mut left.session.lines);
+            (session.name, session.email) = (name.to_owned(), email.to_owned());
+            left.session = Session { version: left.session.version, ..Session::default() };
+            write(&mut left.transaction, new, &session, "").await?;
+            let orders = sqlx::query("UPDATE shop_order SET session = $2 WHERE session = $1");
+            orders.bind(old.as_str()).bind(new.as_str()).execute(&mut *left.transaction).await?;
+            // Nobody has seen the new one, so its place in the cache is empty: the first who reads it fills it.
+            left.finish().await.map(drop)
+        })
+        .await
     }
 
     /// Begins a change that is part of more: a checkout.
-    pub(crate) async fn begin(&self, id: &SessionId) -> Result<Change<'_>, Fault> {
+    pub(crate) async fn begin(&self, id: &SessionId) -> Result<Change, Fault> {
         let mut transaction = self.database.begin().await?;
-        lock(&mut transaction, id, self.clock.wall_ms()).await?;
-        let session = select(&mut transaction, id).await?;
-        Ok(Change { sessions: self, id: id.clone(), transaction, session })
+        let (session, last_change) = lock(&mut transaction, id, self.clock.wall_ms()).await?;
+        Ok(Change { sessions: self.clone(), id: id.clone(), transaction, session, last_change })
+    }
+
+    /// Forgets copies of sessions that are not there any more.
+    pub(crate) async fn forget(&self, ids: &[String]) -> Result<(), Fault> {
+        self.kept.bytes().delete_many(ids).await?;
+        Ok(())
     }
 
     /// Says that the database knows; the mark's version, or `None` where the cache did not take it.
@@ -150,33 +197,46 @@ impl Sessions {
         }
     }
 
-    /// Puts a session in its mark's place, if that is still there.
-    async fn replace(&self, id: &SessionId, session: &Session, mark: Option<Version>) {
-        let Some(mark) = mark else { return };
+    /// Puts a session in its mark's place, if that is still there; whether it was.
+    async fn replace(&self, id: &SessionId, session: &Session, mark: Option<Version>) -> bool {
+        let Some(mark) = mark else { return false };
         let options = PutOptions::new().ttl(TTL).if_version(mark);
-        if let Err(error) = self.kept.put_with(id.as_str(), &Kept::Is(session.clone()), options).await {
-            tracing::debug!(%error, "a session is not cached; its mark is over soon");
+        match self.kept.put_with(id.as_str(), &Kept::Is(session.clone()), options).await {
+            Ok(PutOutcome::Written { .. }) => true,
+            Ok(PutOutcome::Refused { .. }) => false,
+            Err(error) => {
+                tracing::debug!(%error, "a session is not cached; its mark is over soon");
+                false
+            }
         }
     }
 }
 
-impl<'a> Change<'a> {
-    /// Writes the session and commits, with whatever else the transaction did.
-    pub(crate) async fn commit(self) -> Result<Committed<'a>, Fault> {
-        let Change { sessions, id, mut transaction, session } = self;
-        write(&mut transaction, &id, &session).await?;
+impl Change {
+    /// Writes the session and commits, with whatever else the transaction did, and tells the cache. In a task of its own: whoever waits for
+    /// it may be dropped, because his visitor has left, and nothing comes between a commit and what the cache is told of it.
+    pub(crate) async fn finish(self) -> Result<Session, Fault> {
+        let finished = tokio::spawn(async move { Ok(self.commit().await?.publish().await) });
+        finished.await.unwrap_or(Err(Fault::Database(sqlx::Error::WorkerCrashed)))
+    }
+
+    async fn commit(self) -> Result<Committed, Fault> {
+        let Change { sessions, id, mut transaction, session, last_change } = self;
+        write(&mut transaction, &id, &session, &last_change).await?;
         let mark = sessions.mark(&id, PutOptions::new()).await;
         transaction.commit().await?;
         Ok(Committed { sessions, id, session, mark })
     }
 }
 
-impl Committed<'_> {
-    /// Tells the cache.
-    pub(crate) async fn publish(self) -> Session {
-        if self.mark.is_some() {
-            self.sessions.replace(&self.id, &self.session, self.mark).await;
-        } else if let Err(error) = self.sessions.kept.delete(self.id.as_str()).await {
+impl Committed {
+    /// Tells the cache. Where the mark is gone, somebody may have put there what he read before the commit: readers are sent to the database
+    /// once more.
+    async fn publish(self) -> Session {
+        if !self.sessions.replace(&self.id, &self.session, self.mark).await
+            && self.sessions.mark(&self.id, PutOptions::new()).await.is_none()
+            && let Err(error) = self.sessions.kept.delete(self.id.as_str()).await
+        {
             // While the daemon is away it is kept and delivered later; here it is there and refuses.
             tracing::error!(%error, "the cache may show an old session for up to {TTL:?}");
         }
@@ -236,6 +296,48 @@ mod tests {
             assert_eq!(shown(sessions, id).await.0, row(sessions, id).await);
             assert_eq!(shown(sessions, id).await.1, 0, "its mark is over, and it is cached again");
         }
+    }
+
+    /// The answer to a commit is lost, and the change is tried again.
+    #[tokio::test]
+    async fn a_change_that_is_made_again_counts_once() {
+        let shop = TestShop::open().await;
+        let (sessions, id) = (&shop.shop.sessions, SessionId::random().unwrap());
+        for which in ["one", "one", "two"] {
+            let more = |session: &mut Session| session.add(ToyId(7), 1);
+            sessions.change_once(&id, which, more).await.unwrap();
+        }
+        assert_eq!(shown(sessions, &id).await.0.in_cart(), 2);
+    }
+
+    /// Its visitor leaves at any moment: what the database has, the cache has soon.
+    #[tokio::test]
+    async fn a_change_whose_visitor_left_is_told_to_the_cache() {
+        let shop = TestShop::open().await;
+        let (sessions, id) = (&shop.shop.sessions, SessionId::random().unwrap());
+        for left in 0..100 {
+            let change = sessions.change(&id, |session| session.add(ToyId(1 + left % 40), 1));
+            let patience = Duration::from_micros(u64::try_from(left).unwrap() * 30);
+            drop(tokio::time::timeout(patience, change).await);
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+            while shown(sessions, &id).await.1 > 0 {
+                assert!(tokio::time::Instant::now() < deadline, "nobody told the cache after {patience:?}");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_was_lost_in_the_commit_leaves_nothing_old_behind() {
+        let shop = TestShop::open().await;
+        let (sessions, id) = (&shop.shop.sessions, SessionId::random().unwrap());
+        let mut change = sessions.begin(&id).await.unwrap();
+        change.session.set(ToyId(7), 3);
+        let committed = change.commit().await.unwrap();
+        // The mark is over, and somebody who had read the row before the commit puts it only now.
+        sessions.kept.put(id.as_str(), &Kept::Is(Session::default()), TTL).await.unwrap();
+        committed.publish().await;
+        assert_eq!(shown(sessions, &id).await.0, row(sessions, &id).await);
     }
 
     #[tokio::test]

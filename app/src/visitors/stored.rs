@@ -6,21 +6,22 @@ use super::cookie::SessionId;
 use super::session::Session;
 use crate::catalogue::ToyId;
 
-/// Makes the row or changes it. Either locks it until the transaction ends, so that changes of a session come one after the other.
+/// Makes the row or changes it. Either locks it until the transaction ends, so that changes of a session come one after the other. What
+/// it holds, and which change was its last.
 pub(super) async fn lock(
     transaction: &mut Transaction<'static, Any>,
     id: &SessionId,
     now_ms: i64,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
+) -> Result<(Session, String), sqlx::Error> {
+    let row = sqlx::query(
         "INSERT INTO session (id, version, name, email, changed_ms) VALUES ($1, 1, '', '', $2) ON CONFLICT (id) \
-         DO UPDATE SET version = session.version + 1, changed_ms = excluded.changed_ms",
+         DO UPDATE SET version = session.version + 1, changed_ms = excluded.changed_ms RETURNING last_change",
     )
     .bind(id.as_str())
     .bind(now_ms)
-    .execute(&mut **transaction)
+    .fetch_one(&mut **transaction)
     .await?;
-    Ok(())
+    Ok((select(transaction, id).await?, row.try_get(0)?))
 }
 
 /// What there is of a session: an empty one if nothing.
@@ -52,11 +53,13 @@ pub(super) async fn write(
     transaction: &mut Transaction<'static, Any>,
     id: &SessionId,
     session: &Session,
+    last_change: &str,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE session SET name = $2, email = $3 WHERE id = $1")
+    sqlx::query("UPDATE session SET name = $2, email = $3, last_change = $4 WHERE id = $1")
         .bind(id.as_str())
         .bind(&session.name)
         .bind(&session.email)
+        .bind(last_change)
         .execute(&mut **transaction)
         .await?;
     sqlx::query("DELETE FROM cart_line WHERE session = $1")

@@ -4,6 +4,10 @@
 //! and no trust in the client. Here one counter a visitor in kvd, shared by all workers, made by its first `increment` with the period as its
 //! life, so that it removes itself. The pitfall: counting where the visitor chooses who he is. Who has no session counts by address, and
 //! a new session for each request therefore does not help. With kvd away nobody is throttled: the shop stays open.
+//!
+//! Two things it does not do. Who first fetches many sessions, as many as his address may, has a full limit with each of them afterwards. And an
+//! address is whoever connects: behind a proxy that is the proxy, for all who have no session, so `--throttle-address` is then a limit of the
+//! whole shop, and limits by address are the proxy's to set.
 
 use std::time::Duration;
 

@@ -60,7 +60,11 @@ pub(super) fn public(shop: &Shop, asked: &Asked, page: &Page, visit: &Visit) -> 
         |name, value: String| headers.insert(name, HeaderValue::try_from(value).expect("digits and letters"));
     say(header::CACHE_CONTROL, format!("public, max-age={age_s}"));
     say(header::EXPIRES, date(shop.clock.wall_ms() + life_ms));
-    say(header::LAST_MODIFIED, date(page.rendered_ms));
+    // A date has seconds. In the second in which this page was made another may still take its place, of the same date: until that is over it
+    // is said to be a second older than it is, and whoever asks by that date gets the page.
+    let now_ms = shop.clock.wall_ms();
+    let is_settled = page.rendered_ms / 1_000 < now_ms / 1_000;
+    say(header::LAST_MODIFIED, date(page.rendered_ms - if is_settled { 0 } else { 1_000 }));
     say(header::ETAG, page.etag.clone());
     say(header::VARY, "Cookie".to_owned());
     response

@@ -48,7 +48,13 @@ impl Asked {
             let bytes = timeout(FORM_WITHIN, to_bytes(body, FORM_BYTES_MAX)).await;
             let bytes = bytes.map_err(|_elapsed| StatusCode::REQUEST_TIMEOUT)?;
             let bytes = bytes.map_err(|_too_long| StatusCode::PAYLOAD_TOO_LARGE)?;
-            form_urlencoded::parse(&bytes).into_owned().collect()
+            let form: Vec<(String, String)> = form_urlencoded::parse(&bytes).into_owned().collect();
+            // No field of ours has more than one line, and PostgreSQL takes no text with a NUL.
+            let is_text = |text: &str| !text.contains(char::is_control);
+            if !form.iter().all(|(name, value)| is_text(name) && is_text(value)) {
+                return Err(StatusCode::BAD_REQUEST);
+            }
+            form
         } else {
             Vec::new()
         };

@@ -25,7 +25,8 @@ use axum::response::Response;
 use kv_client::Client;
 use kvd::clock::Clock;
 use tokio::net::TcpListener;
-use tokio::time::{Instant, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalogue::Catalogue;
 use crate::cli::{Failure, Serving};
@@ -44,6 +45,9 @@ use asked::Asked;
 
 /// How long a visitor waits for a page. Beyond: the friendly page, and what was begun is rolled back.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long requests that were begun may take when the worker is told to end. Shorter than its parent waits before it kills it.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// What handlers need. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -82,7 +86,8 @@ impl Shop {
     }
 }
 
-/// Serves until `told` ends, and then what was begun.
+/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun. How many connect, and how long somebody may take over the
+/// first line of a request, is not bounded here: whoever opens the shop to strangers puts a proxy in front that does.
 pub(crate) async fn serve(
     listener: TcpListener,
     options: &Serving,
@@ -93,7 +98,21 @@ pub(crate) async fn serve(
     let shop = Shop::open(options, &client, hosts(address, &options.hosts))?;
     let publishing = tokio::spawn(Arc::clone(&shop.metrics).publish());
     let service = router(shop).into_make_service_with_connect_info::<SocketAddr>();
-    let served = axum::serve(listener, service).with_graceful_shutdown(told).await;
+    let (end, ending) = oneshot::channel::<()>();
+    let serving = axum::serve(listener, service).with_graceful_shutdown(async {
+        // Nothing is ever sent: it ends when the other end is dropped.
+        let _ = ending.await;
+    });
+    // Somebody who has sent half a request, and sends no more, must not keep the port from whoever comes after us.
+    let late = async {
+        told.await;
+        drop(end);
+        sleep(FINISH_WITHIN).await;
+    };
+    let served = tokio::select! {
+        served = serving.into_future() => served,
+        () = late => Ok(()),
+    };
     publishing.abort();
     served.map_err(Failure::Serve)
 }

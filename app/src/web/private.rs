@@ -33,6 +33,14 @@ pub(super) fn session(asked: &Asked) -> Result<(SessionId, bool), Fault> {
     }
 }
 
+/// What is known of whoever asks: nothing, without a look anywhere, of somebody who has no session yet.
+pub(super) async fn known(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<Session, Fault> {
+    match &asked.session {
+        Some(believed) => shop.sessions.read(&believed.id, visit).await,
+        None => Ok(Session::default()),
+    }
+}
+
 /// Gives a session to whoever has none. Nothing is written: a session that holds nothing is its cookie.
 pub(super) fn welcome(shop: &Shop, asked: &Asked) -> Result<Response, Fault> {
     let (id, is_new) = session(asked)?;
@@ -61,7 +69,8 @@ pub(super) async fn checkout(shop: &Shop, asked: &Asked, visit: &Visit) -> Resul
 
 pub(super) async fn account(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<Response, Fault> {
     show(shop, asked, visit, "account.html", async |session| {
-        Ok(context! { title => "Your account", name => &session.name, email => &session.email })
+        let form = SessionId::random()?.as_str().to_owned();
+        Ok(context! { title => "Your account", name => &session.name, email => &session.email, form })
     })
     .await
 }
@@ -96,7 +105,7 @@ pub(super) async fn show(
     content: impl AsyncFnOnce(&Session) -> Result<Value, Fault>,
 ) -> Result<Response, Fault> {
     let (id, is_new) = session(asked)?;
-    let session = shop.sessions.read(&id, visit).await?;
+    let session = known(shop, asked, visit).await?;
     let first_pass = shop.templates.render(template, content(&session).await?)?;
     let page = Page::of(Rendered { status: 200, first_pass, tags: vec![] }, shop.clock.wall_ms());
     Ok(answers::private(shop, &page, &visitor_of(shop, &id, &session), is_new.then_some(&id)))
@@ -113,6 +122,9 @@ fn values(lines: &[Line]) -> Vec<Value> {
 }
 
 /// A page that says something to the visitor, with a way to send his form again.
+///
+/// A form that another site made a browser send comes without our cookie, and a new one in the answer would take the place of the visitor's.
+/// So only who has a session, or comes from a page of ours, gets one; the others get a form without a token, which is a first form.
 pub(super) async fn say(
     shop: &Shop,
     asked: &Asked,
@@ -123,11 +135,14 @@ pub(super) async fn say(
     again: bool,
 ) -> Result<Response, Fault> {
     let (id, is_new) = session(asked)?;
-    let session = shop.sessions.read(&id, visit).await?;
+    let session = known(shop, asked, visit).await?;
     let fields: Vec<Value> = asked.fields().map(|(name, value)| context! { name, value }).collect();
     let again = again.then(|| context! { path => &asked.path, fields });
     let content = context! { title => heading, heading, text => words, picture => "🧸", again };
     let first_pass = shop.templates.render("message.html", content)?;
     let page = Page::of(Rendered { status, first_pass, tags: vec![] }, shop.clock.wall_ms());
+    if asked.session.is_none() && !csrf::is_own(asked.origin.as_deref(), &asked.host) {
+        return Ok(answers::private(shop, &page, &Visitor::default(), None));
+    }
     Ok(answers::private(shop, &page, &visitor_of(shop, &id, &session), is_new.then_some(&id)))
 }

@@ -1,12 +1,14 @@
 //! Pages for everybody: home, category, product, search. The first pass comes from the page cache; a visitor's second pass is made here.
 
+use std::time::Duration;
+
 use axum::response::Response;
 use minijinja::context;
 
 use super::asked::Asked;
 use super::{Shop, answers, private};
 use crate::catalogue::lists::{Category, PAGE_TOYS, Sort, tag};
-use crate::catalogue::{Card, ToyId, lists};
+use crate::catalogue::{Card, FOUND, HOME, ToyId, lists};
 use crate::faults::{Fault, retry};
 use crate::pages::address::{Address, Search};
 use crate::pages::cache::{Page, Rendered};
@@ -14,6 +16,9 @@ use crate::visit::Visit;
 
 /// From so few on the page says how many are left.
 const FEW: i64 = 5;
+
+/// How long others may keep that a path leads nowhere.
+const NOWHERE_FOR: Duration = Duration::from_secs(5);
 
 pub(super) async fn show(
     shop: &Shop,
@@ -35,8 +40,9 @@ pub(crate) async fn page(shop: &Shop, host: &str, address: &Address, visit: &Vis
     .await
 }
 
-/// A path that leads nowhere. Not cached: anybody can make up as many as he likes.
+/// A path that leads nowhere. Not cached, and not for long by others: anybody can make up as many as he likes.
 pub(super) async fn nowhere(shop: &Shop, asked: &Asked, visit: &Visit) -> Result<Response, Fault> {
+    visit.scope.used::<&[u8]>(Some(NOWHERE_FOR), Duration::ZERO, []);
     let page = Page::of(missing(shop)?, shop.clock.wall_ms());
     answer(shop, asked, &page, visit).await
 }
@@ -64,9 +70,10 @@ async fn home(shop: &Shop, visit: &Visit) -> Result<Rendered, Fault> {
     let lists = &shop.catalogue.lists;
     let (categories, best) = tokio::try_join!(lists.categories(visit), lists.bestsellers(visit))?;
     let cards = cards(&shop.catalogue.cards(&best, visit).await?);
-    let content = context! { title => "Toys that are played with", path => "/", categories => shelves(&categories), cards };
+    let content =
+        context! { title => "Toys that are played with", categories => shelves(&categories), cards };
     let first_pass = shop.templates.render("home.html", content)?;
-    Ok(Rendered { status: 200, first_pass, tags: vec![lists::CATEGORIES.to_owned()] })
+    Ok(Rendered { status: 200, first_pass, tags: vec![HOME.to_owned(), lists::CATEGORIES.to_owned()] })
 }
 
 async fn category(
@@ -89,7 +96,7 @@ async fn category(
     let ids = lists.category(category, sort, page, visit).await?;
     let cards = cards(&shop.catalogue.cards(&ids, visit).await?);
     let content = context! {
-        title => &category.name, path => address.path(), category => shelf(category), cards,
+        title => &category.name, category => shelf(category), cards,
         sorts => sorts(address, sort), pages => pages(address, page, last),
     };
     let first_pass = shop.templates.render("category.html", content)?;
@@ -102,7 +109,7 @@ async fn product(shop: &Shop, id: ToyId, visit: &Visit) -> Result<Rendered, Faul
     };
     let (description, pieces) = (&product.description, product.inventory.map(|inventory| inventory.pieces));
     let content = context! {
-        title => &description.name, path => Address::Product(id).path(), id => id.0, name => &description.name,
+        title => &description.name, id => id.0, name => &description.name,
         category => &description.category, slug => lists::slug(&description.category), text => &description.text,
         picture => &description.picture, cents => product.price.cents, known => pieces.is_some(),
         pieces => pieces.unwrap_or(1), few => pieces.is_some_and(|pieces| pieces <= FEW),
@@ -117,16 +124,16 @@ async fn found(shop: &Shop, address: &Address, search: &Search, visit: &Visit) -
     let found = tokio::task::spawn_blocking(move || searching.find(&wanted)).await;
     let found = found.map_err(|error| Fault::Io { what: "searching", source: error.into() })??;
     // The index is rebuilt now and then; what was found is not older than a list.
-    visit.scope.used::<&[u8]>(Some(std::time::Duration::from_secs(60)), std::time::Duration::ZERO, []);
+    visit.scope.used::<&[u8]>(Some(Duration::from_secs(60)), Duration::ZERO, []);
     let cards = cards(&shop.catalogue.cards(&found.ids, visit).await?);
     let last = last_page(i64::try_from(found.count).unwrap_or(i64::MAX));
     let content = context! {
-        title => "Search", path => address.path(), terms => &search.terms, categories => shelves(&categories), cards, count => found.count,
+        title => "Search", terms => &search.terms, categories => shelves(&categories), cards, count => found.count,
         chosen => &search.category, max => search.cents_max.map(|cents| cents / 100),
-        sorts => sorts(address, search.sort), pages => pages(address, search.page, last), sort => search.sort.name(),
+        sorts => sorts(address, search.sort), pages => pages(address, search.page, last),
     };
     let first_pass = shop.templates.render("search.html", content)?;
-    Ok(Rendered { status: 200, first_pass, tags: vec!["search".to_owned()] })
+    Ok(Rendered { status: 200, first_pass, tags: vec![FOUND.to_owned()] })
 }
 
 fn missing(shop: &Shop) -> Result<Rendered, Fault> {
@@ -163,13 +170,15 @@ fn last_page(toys: i64) -> i64 {
 
 fn sorts(address: &Address, chosen: Sort) -> Vec<minijinja::Value> {
     let label = |sort| match sort {
+        // Of what was searched, what fits best.
+        Sort::Popular if matches!(address, Address::Search(_)) => "Best match",
         Sort::Popular => "Most popular",
         Sort::Cheap => "Price, low to high",
         Sort::Dear => "Price, high to low",
         Sort::Name => "Name",
     };
     Sort::ALL
-        .map(|sort| context! { path => address.with_sort(sort).path(), label => label(sort), is_chosen => sort == chosen })
+        .map(|sort| context! { path => address.with_sort(sort).path(), name => sort.name(), label => label(sort), is_chosen => sort == chosen })
         .to_vec()
 }
 

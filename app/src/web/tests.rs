@@ -3,15 +3,26 @@
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 
-use crate::catalogue::ToyId;
+use crate::catalogue::{Catalogue, ToyId};
 use crate::chores;
-use crate::database::parameters;
+use crate::database::{Database, parameters};
+use crate::pages::dollars;
 use crate::testing::{HOST, TestShop};
+use crate::visit::Visit;
 
 #[tokio::test]
 async fn pages_for_everybody_can_be_kept_and_are_revalidated() {
     let shop = TestShop::open().await;
     for path in ["/", "/category/space", "/product/7", "/search?q=dragon"] {
+        let made = shop.get(path, None).await;
+        let by_date = Request::get(path).header("if-modified-since", made.header(header::LAST_MODIFIED));
+        let by_date = shop.send(by_date.body(Body::empty()).unwrap()).await;
+        assert_eq!(
+            by_date.status,
+            StatusCode::OK,
+            "{path}: it may have changed in the second it was made in"
+        );
+        shop.daemon.clock().advance(std::time::Duration::from_secs(1));
         let page = shop.get(path, None).await;
         assert_eq!(page.status, StatusCode::OK, "{path}");
         let control = page.header(header::CACHE_CONTROL);
@@ -138,11 +149,24 @@ async fn forms_without_our_token_change_nothing() {
         let request = Request::post("/cart").header("origin", origin);
         request.body(Body::from("toy=7&quantity=2&action=add")).unwrap()
     };
-    assert_eq!(shop.send(first("http://evil.example")).await.status, StatusCode::FORBIDDEN);
+    let foreign = shop.send(first("http://evil.example")).await;
+    assert_eq!(foreign.status, StatusCode::FORBIDDEN);
+    assert_eq!(foreign.cookie(), None, "it would take the place of the one that the browser kept back");
+    assert_eq!(foreign.token(), None, "and is asked to be sent again as a first form");
     let taken = shop.send(first(&format!("http://{HOST}"))).await;
     assert_eq!(taken.status, StatusCode::SEE_OTHER);
     let cookie = taken.cookie().expect("a session begins");
     assert!(shop.get("/cart", Some(&cookie)).await.body.contains("Cart <b class=\"count\">2</b>"));
+}
+
+#[tokio::test]
+async fn whoever_has_no_session_is_not_looked_for() {
+    let shop = TestShop::open().await;
+    for path in ["/cart", "/checkout", "/account"] {
+        let page = shop.get(path, None).await;
+        assert_eq!((page.status, page.queries()), (StatusCode::OK, 0), "{path}");
+        assert!(page.cookie().is_some(), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -230,14 +254,33 @@ async fn a_list_of_many_cold_products_makes_one_query_a_piece() {
 #[tokio::test]
 async fn a_changed_price_is_on_every_page_at_once() {
     let shop = TestShop::open().await;
-    let before = shop.get("/category/space", None).await;
-    assert!(!before.body.contains("$1234.56"));
-    shop.get("/product/1", None).await;
+    let paths = ["/", "/product/1", "/category/space", "/search?q=&category=space"];
+    for path in paths {
+        assert!(!shop.get(path, None).await.body.contains("$1234.56"), "{path}");
+    }
     chores::set_price(&shop.shop.database, &shop.shop.catalogue, ToyId(1), 123_456).await.unwrap();
-    for path in ["/product/1", "/category/space"] {
+    for path in paths {
         assert!(shop.get(path, None).await.body.contains("$1234.56"), "{path}");
     }
     assert!(chores::set_price(&shop.shop.database, &shop.shop.catalogue, ToyId(9_999), 1).await.is_err());
+}
+
+/// The replica stands still: it will say the old price for ever.
+#[tokio::test]
+async fn a_changed_price_is_not_taken_from_a_replica_that_lags() {
+    let shop = TestShop::open().await;
+    let (primary, replica) = (shop.dir.path().join("shop.sqlite"), shop.dir.path().join("replica.sqlite"));
+    let copy = format!("VACUUM INTO '{}'", replica.display());
+    sqlx::raw_sql(&copy).execute(shop.shop.database.primary()).await.unwrap();
+    let database = Database::open(&primary.display().to_string(), &[replica.display().to_string()]).unwrap();
+    let catalogue = Catalogue::new(&shop.client, database.clone());
+    let cents = async || {
+        let product = catalogue.product(ToyId(1), &Visit::default()).await.unwrap().unwrap();
+        product.price.cents
+    };
+    assert_ne!(cents().await, 123_456);
+    chores::set_price(&database, &catalogue, ToyId(1), 123_456).await.unwrap();
+    assert_eq!(cents().await, 123_456);
 }
 
 #[tokio::test]
@@ -266,8 +309,15 @@ async fn a_toy_that_is_not_there_is_looked_for_once() {
     {
         assert_eq!(shop.get(nowhere, None).await.status, StatusCode::NOT_FOUND, "{nowhere}");
     }
+    let made_up = shop.get("/product/rocket", None).await;
+    let age = made_up.header(header::CACHE_CONTROL).strip_prefix("public, max-age=").unwrap();
+    assert!(age.parse::<u64>().unwrap() <= 5, "{age}");
     let put = Request::put("/product/7").body(Body::empty()).unwrap();
     assert_eq!(shop.send(put).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    let elsewhere = shop.post("//evil.example/cart", None, &[("toy", "7")]).await;
+    assert_eq!(elsewhere.status, StatusCode::NOT_FOUND, "no form of ours leads there: {}", elsewhere.body);
+    let nul = shop.post("/account", None, &[("name", "Anna\0")]).await;
+    assert_eq!(nul.status, StatusCode::BAD_REQUEST, "no database of ours is asked to keep it");
     let long = Request::post("/cart").body(Body::from("x".repeat(100_000))).unwrap();
     assert_eq!(shop.send(long).await.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
@@ -318,6 +368,13 @@ async fn a_visitor_buys_what_is_in_the_cart_once() {
     }
     let mut buy = fields(&[("name", "Anna"), ("email", "anna@example.org"), ("card", "4242 4242 4242 4242")]);
     buy.push(("order".to_owned(), order.clone()));
+    let (_, cents) = form.body.split_once("name=\"cents\" value=\"").unwrap();
+    let cents: i64 = cents.split_once('"').unwrap().0.parse().unwrap();
+    let told = |cents: i64| [buy.as_slice(), &[("cents".to_owned(), cents.to_string())]].concat();
+    let dearer = post("/checkout", told(cents - 100)).await;
+    assert_eq!(dearer.status, StatusCode::CONFLICT, "{}", dearer.body);
+    assert!(dearer.body.contains(&dollars(cents)), "{}", dearer.body);
+    let buy = told(cents);
     for _ in 0..2 {
         let bought = post("/checkout", buy.clone()).await;
         assert_eq!(
@@ -336,7 +393,37 @@ async fn a_visitor_buys_what_is_in_the_cart_once() {
     assert!(page.body.contains("is taken") && page.body.contains("3 × "), "{}", page.body);
     let (other, _) = shop.visitor().await;
     assert_eq!(shop.get(&format!("/order/{order}"), Some(&other)).await.status, StatusCode::NOT_FOUND);
+    let signed_in = post("/account", fields(&[("name", "Anna")])).await.cookie().unwrap();
+    assert_eq!(shop.get(&format!("/order/{order}"), Some(&signed_in)).await.status, StatusCode::OK);
+    assert_eq!(shop.get(&format!("/order/{order}"), Some(&cookie)).await.status, StatusCode::NOT_FOUND);
     assert!(shop.get("/cart", Some(&cookie)).await.body.contains("There is nothing in it yet"));
+}
+
+#[tokio::test]
+async fn signing_in_twice_at_once_loses_no_cart() {
+    let shop = TestShop::open().await;
+    let (old, token) = shop.visitor().await;
+    let add = [("token", token.as_str()), ("toy", "7"), ("quantity", "2"), ("action", "add")];
+    shop.post("/cart", Some(&old), &add).await;
+    let page = shop.get("/account", Some(&old)).await;
+    let (_, form) = page.body.split_once("name=\"form\" value=\"").unwrap();
+    let form = form.split_once('"').unwrap().0;
+    let sign_in = [("token", token.as_str()), ("form", form), ("name", "Anna"), ("email", "")];
+    let click = async || shop.post("/account", Some(&old), &sign_in).await.cookie().unwrap();
+    let (one, two) = tokio::join!(click(), click());
+    for new in [one, two, click().await] {
+        let cart = shop.get("/cart", Some(&new)).await;
+        assert!(
+            cart.body.contains("Hello, Anna") && cart.body.contains("class=\"count\">2<"),
+            "{}",
+            cart.body
+        );
+    }
+    assert!(shop.get("/cart", Some(&old)).await.body.contains("There is nothing in it yet"));
+    // Whoever planted the old one knows its token, and not the form that was shown.
+    let guess = [("token", token.as_str()), ("form", "guess"), ("name", "Eve"), ("email", "")];
+    let eve = shop.post("/account", Some(&old), &guess).await.cookie().unwrap();
+    assert!(shop.get("/cart", Some(&eve)).await.body.contains("There is nothing in it yet"));
 }
 
 #[tokio::test]
