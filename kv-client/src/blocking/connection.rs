@@ -163,7 +163,7 @@ impl Connection {
             match shared::receive(&self.stream, self.inbox.space(), &mut descriptors) {
                 Ok(0) => return Err(lost(frames::closed())),
                 Ok(n) => self.inbox.received(n),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_early(&error) => {}
                 Err(error) => return Err(lost(error)),
             }
         }
@@ -201,7 +201,9 @@ impl Connection {
                     }
                 }
                 // What it has waited is not given twice.
-                Err(Errno::INTR) => self.wait_until(deadline).map_err(|error| (written, error))?,
+                Err(Errno::INTR | Errno::AGAIN) => {
+                    self.wait_until(deadline).map_err(|error| (written, error))?;
+                }
                 Err(error) => return Err((written, error.into())),
             }
         }
@@ -223,22 +225,27 @@ impl Connection {
                         None => self.wait_until(deadline).map_err(Broken::Io)?,
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    self.wait_until(deadline).map_err(Broken::Io)?;
-                }
+                Err(error) if is_early(&error) => self.wait_until(deadline).map_err(Broken::Io)?,
                 Err(error) => return Err(Broken::Io(error)),
             }
         }
     }
 
-    /// Sets both timeouts to what is left until `deadline`.
+    /// Lets the socket wait for what is left until `deadline`, or wake earlier and be told so again.
     fn wait_until(&mut self, deadline: Instant) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.set_write_timeout(Some(left))?;
+        self.set_timeouts(left)
+    }
+
+    /// The kernel's timers for sockets are late by up to an eighth of their time (its timer wheel has 8 steps a level), so they are
+    /// set an eighth earlier.
+    fn set_timeouts(&mut self, left: Duration) -> io::Result<()> {
+        let early = (left - left / 8).max(LATE_MAX);
+        self.stream.set_read_timeout(Some(early))?;
+        self.stream.set_write_timeout(Some(early))?;
         self.timeout = left;
         Ok(())
     }
@@ -250,13 +257,13 @@ impl Connection {
         if used > (op_timeout / 64).min(LATE_MAX) {
             return self.wait_until(deadline);
         }
-        if self.timeout != op_timeout {
-            self.stream.set_read_timeout(Some(op_timeout))?;
-            self.stream.set_write_timeout(Some(op_timeout))?;
-            self.timeout = op_timeout;
-        }
-        Ok(())
+        if self.timeout == op_timeout { Ok(()) } else { self.set_timeouts(op_timeout) }
     }
+}
+
+/// The wait ended, and its time may not be over.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 enum Refusal {
