@@ -3,6 +3,7 @@
 //! The steps R0-R5 and why they suffice are in `mod.rs`. Works over memory that a daemon is writing, and over memory that
 //! somebody hostile has made: every length is checked against the layout, every loop is bounded.
 
+use std::hint::spin_loop;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -82,6 +83,13 @@ pub struct Reader {
 /// Overtaken, or half of a commit: start over.
 struct Again;
 
+/// Twice as long each time, all of them together some microseconds: about as long as to ask the daemon, which may well be in
+/// the middle of the commit that is waited for.
+#[cold]
+fn back_off(attempt: usize) {
+    (0..1_u32 << attempt).for_each(|_| spin_loop());
+}
+
 impl Reader {
     /// A reader of a segment that another process writes.
     ///
@@ -111,7 +119,7 @@ impl Reader {
 
     /// Looks a key up. On a hit `buffer` holds the item's bytes, else it is empty.
     pub fn get(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Outcome {
-        for _ in 0..STARTS_MAX {
+        for attempt in 0..STARTS_MAX {
             buffer.clear();
             let committed = self.control.committed(); // R0
             if !self.is_usable(time) {
@@ -123,7 +131,7 @@ impl Reader {
                     buffer.clear();
                     return outcome;
                 }
-                Err(Again) => {}
+                Err(Again) => back_off(attempt),
             }
         }
         buffer.clear();
@@ -133,7 +141,7 @@ impl Reader {
     /// As [`Reader::get`], for callers who want the fresh value and nothing else: it alone is left in `buffer`. Nothing else about
     /// the item is put together, so that the processor can begin with the next read while this one waits for memory.
     pub fn value(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Value {
-        for _ in 0..STARTS_MAX {
+        for attempt in 0..STARTS_MAX {
             buffer.clear();
             let committed = self.control.committed(); // R0
             if !self.is_usable(time) {
@@ -147,7 +155,10 @@ impl Reader {
                 Ok(Outcome::Hit(meta)) => Value::Stale(meta.place),
                 Ok(Outcome::Miss) => Value::None,
                 Ok(Outcome::Ask(reason)) => Value::Ask(reason),
-                Err(Again) => continue,
+                Err(Again) => {
+                    back_off(attempt);
+                    continue;
+                }
             };
             buffer.clear();
             return value;
@@ -174,7 +185,7 @@ impl Reader {
         for (hash, _) in keys {
             self.prefetch_item(*hash);
         }
-        for _ in 0..STARTS_MAX {
+        for attempt in 0..STARTS_MAX {
             buffer.clear();
             found.clear();
             let committed = self.control.committed(); // S: fixed for all keys
@@ -200,6 +211,7 @@ impl Reader {
             if is_whole {
                 return Ok(committed);
             }
+            back_off(attempt);
         }
         Err(Reason::Lapped)
     }
