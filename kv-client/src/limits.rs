@@ -53,6 +53,8 @@ pub(crate) const OVERTAKEN_MAX: u32 = 8;
 pub(crate) const LOADS_MAX: usize = 256;
 /// Loads of a blocking client in threads of their own at once. Beyond: the caller's thread loads.
 pub(crate) const DETACHED_LOADS_MAX: usize = 64;
+/// How long such a thread waits for the next load. Beyond: it ends.
+pub(crate) const CREW_IDLE: Duration = Duration::from_secs(10);
 /// Values that a process keeps for itself while the daemon is away, and their bytes. Beyond: the oldest are dropped.
 pub(crate) const STANDBY_MAX: usize = 1_024;
 /// See [`STANDBY_MAX`].

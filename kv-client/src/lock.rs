@@ -37,6 +37,10 @@ impl Signal {
         self.0.notify_all();
     }
 
+    pub(crate) fn one(&self) {
+        self.0.notify_one();
+    }
+
     /// Gives the lock away until somebody signals, or until then; `None`: however long that takes.
     pub(crate) fn wait<'a, T>(
         &self,

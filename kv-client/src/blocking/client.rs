@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use kv_proto::Version;
@@ -14,6 +13,7 @@ use kv_proto::wire::{Effect, Response, Scope};
 use super::admin::Admin;
 use super::cache::Cache;
 use super::connection::Connection;
+use super::crew::Crew;
 use super::direct::{self, Direct};
 use super::flight::Flight;
 use super::road::Road;
@@ -69,8 +69,8 @@ pub(super) struct Pool {
     idle: Lock<Vec<Connection>>,
     pub(super) outage: Arc<Outage>,
     pub(super) flights: Flights<Flight>,
-    /// Loads in threads of their own.
-    pub(super) detached: AtomicUsize,
+    /// Runs loads in threads of their own.
+    pub(super) crew: Crew,
 }
 
 impl Inherited for Pool {

@@ -5,7 +5,6 @@
 //! through [`Cache`] and [`EntryBuilder`].
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kv_proto::Version;
@@ -13,11 +12,11 @@ use kv_proto::limits::LEASE_WAIT_MAX;
 use kv_proto::wire::ErrorKind;
 
 use super::cache::Cache;
-use super::client::Client;
+use super::crew::Place;
 use super::flight::{Course, Flight, Lead};
 use crate::codec::{Codec, Decoded};
 use crate::error::{Error, Result};
-use crate::limits::{DETACHED_LOADS_MAX, OVERTAKEN_MAX};
+use crate::limits::OVERTAKEN_MAX;
 use crate::load::chain::Chain;
 use crate::load::course::{
     Landing, Loaded, Patience, Served, Turn, conclude, decode, last_answer_within, loader_failed,
@@ -326,26 +325,9 @@ enum Room {
     /// In its caller's thread, as was asked for.
     Here,
     /// In a thread of its own.
-    Elsewhere(Detached),
+    Elsewhere(Place),
     /// There are as many threads as may be: in its caller's, if that cannot do without.
     None,
-}
-
-/// One of the loads in threads of their own, until it ends, however it does.
-struct Detached(Client);
-
-impl Detached {
-    /// `None`: there are as many as may be.
-    fn begin(client: &Client) -> Option<Detached> {
-        let begun = Detached(client.clone());
-        (client.here().detached.fetch_add(1, Ordering::Relaxed) < DETACHED_LOADS_MAX).then_some(begun)
-    }
-}
-
-impl Drop for Detached {
-    fn drop(&mut self) {
-        self.0.here().detached.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl<T> Load<'_, T> {
@@ -386,9 +368,9 @@ impl<T> Load<'_, T> {
 
     /// Where its loader will run.
     fn room(&self) -> Room {
-        match self.is_detached.then(|| Detached::begin(&self.cache.client)) {
+        match self.is_detached.then(|| self.cache.client.here().crew.place()) {
             None => Room::Here,
-            Some(Some(detached)) => Room::Elsewhere(detached),
+            Some(Some(place)) => Room::Elsewhere(place),
             Some(None) => Room::None,
         }
     }
@@ -424,21 +406,16 @@ impl<T> Load<'_, T> {
         let mut fly = Some(fly);
         self.go(glance, |course, lead, room| {
             let fly = fly.take().expect("a load is flown once");
-            let detached = match room {
-                Room::Elsewhere(detached) => Some(detached),
-                Room::Here | Room::None => None,
-            };
-            let is_elsewhere = detached.is_some();
             let fly = move || {
-                let _detached = detached;
                 let _within = course.chain.clone().enter();
                 lead.land(fly(course, &lead.flight));
             };
-            if !is_elsewhere {
-                fly();
-            } else if let Err(error) = std::thread::Builder::new().name("kvd-load".to_owned()).spawn(fly) {
-                // The lead went with the closure, and said so to who waits.
-                tracing::warn!(%error, "no thread for a load");
+            match room {
+                Room::Here | Room::None => fly(),
+                // Where there is no thread, the lead goes with the closure, and says so to who waits.
+                Room::Elsewhere(place) => place.run(fly).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "no thread for a load");
+                }),
             }
         })
     }

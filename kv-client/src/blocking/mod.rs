@@ -10,6 +10,7 @@ mod cache;
 mod client;
 mod compact;
 mod connection;
+mod crew;
 mod direct;
 mod flight;
 mod load;
