@@ -40,6 +40,8 @@ pub(crate) struct Codec<T> {
     header: Option<Header>,
     encode: fn(&T) -> Result<Vec<u8>>,
     decode: fn(&[u8]) -> Option<T>,
+    /// Where a value is the stored bytes themselves: a buffer with them becomes one, without a copy.
+    own: Option<fn(Vec<u8>) -> T>,
 }
 
 impl<T> Clone for Codec<T> {
@@ -70,12 +72,18 @@ pub(crate) enum Decoded<T> {
 impl Codec<Vec<u8>> {
     /// Bytes as they are. They cannot say that there is nothing.
     pub(crate) fn plain() -> Codec<Vec<u8>> {
-        Codec { header: None, encode: |value| Ok(value.clone()), decode: |bytes| Some(bytes.to_vec()) }
+        Codec {
+            header: None,
+            encode: |value| Ok(value.clone()),
+            decode: |bytes| Some(bytes.to_vec()),
+            own: Some(|bytes| bytes),
+        }
     }
 
     /// Bytes behind a header.
     pub(crate) fn raw(schema: SchemaVersion) -> Codec<Vec<u8>> {
-        Codec { header: Some(Header { encoding: 0, schema, compress_from: None }), ..Codec::plain() }
+        let header = Some(Header { encoding: 0, schema, compress_from: None });
+        Codec { header, own: None, ..Codec::plain() }
     }
 }
 
@@ -88,6 +96,7 @@ impl<T: Serialize + DeserializeOwned> Codec<T> {
                 let (value, rest) = postcard::take_from_bytes(bytes).ok()?;
                 rest.is_empty().then_some(value)
             },
+            own: None,
         }
     }
 
@@ -97,6 +106,7 @@ impl<T: Serialize + DeserializeOwned> Codec<T> {
             header: self.header.map(|header| Header { encoding: 2, ..header }),
             encode: |value| serde_json::to_vec(value).map_err(|cause| unencodable(&cause)),
             decode: |bytes| serde_json::from_slice(bytes).ok(),
+            own: None,
         }
     }
 }
@@ -143,6 +153,12 @@ impl<T> Codec<T> {
                 "a cache of plain bytes cannot remember that there is nothing; use typed, or typed_bytes",
             )
         })
+    }
+
+    /// Makes a buffer of stored bytes a value where there is nothing to decode.
+    #[inline]
+    pub(crate) fn own(&self) -> Option<fn(Vec<u8>) -> T> {
+        self.own
     }
 
     /// What the bytes say; `None`: nothing to this codec.

@@ -41,18 +41,26 @@ impl<T> Looker<'_, T> {
     #[inline]
     pub(crate) fn glance(&self, key: &[u8], refresh_ahead: Option<f64>, is_due: &mut bool) -> Glance<T> {
         if refresh_ahead.is_none() && self.scope.is_none() {
-            let mut bytes = scratch();
-            let found = self.seat.value(key, &mut bytes, is_due);
-            let glance = match found {
-                // What is no value is counted when it is looked at closely.
-                Some(Found::Fresh) => self.accept(self.codec.decode(&bytes)).map(|value| {
-                    self.hit(Source::Shared, false);
-                    Glance::There { value, refresh: None }
-                }),
+            let own = self.codec.own();
+            let mut bytes = if own.is_some() { Vec::new() } else { scratch() };
+            let glance = match self.seat.value(key, &mut bytes, is_due) {
+                Some(Found::Fresh) => {
+                    let value = match own {
+                        Some(own) => Some(Some(own(std::mem::take(&mut bytes)))),
+                        // What is no value is counted when it is looked at closely.
+                        None => self.accept(self.codec.decode(&bytes)),
+                    };
+                    value.map(|value| {
+                        self.hit(Source::Shared, false);
+                        Glance::There { value, refresh: None }
+                    })
+                }
                 Some(Found::Nothing) | None => Some(Glance::Load { stale: None, except: None }),
                 Some(Found::Stale) => None,
             };
-            give_back(bytes);
+            if own.is_none() {
+                give_back(bytes);
+            }
             if let Some(glance) = glance {
                 return glance;
             }
