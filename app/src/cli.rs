@@ -395,8 +395,6 @@ pub(crate) enum Failure {
     Orphaned(i32),
     #[error("the page templates: {0}")]
     Templates(#[from] minijinja::Error),
-    #[error("serving ended: {0}")]
-    Serve(#[source] io::Error),
     #[error("catalogue {}: {message}", file.display())]
     Catalogue { file: PathBuf, message: String },
     #[error("a catalogue of {toys} toys, limit is {limit}")]

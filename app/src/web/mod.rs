@@ -7,6 +7,7 @@
 
 mod answers;
 mod asked;
+mod connections;
 mod forms;
 mod private;
 pub(crate) mod public;
@@ -25,8 +26,7 @@ use axum::response::Response;
 use kv_client::Client;
 use kvd::clock::Clock;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::catalogue::Catalogue;
 use crate::cli::{Failure, Serving};
@@ -86,35 +86,19 @@ impl Shop {
     }
 }
 
-/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun. How many connect, and how long somebody may take over the
-/// first line of a request, is not bounded here: whoever opens the shop to strangers puts a proxy in front that does.
+/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun.
 pub(crate) async fn serve(
     listener: TcpListener,
     options: &Serving,
-    told: impl Future<Output = ()> + Send + 'static,
+    told: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let address = listener.local_addr().map_err(Failure::NoListener)?;
     let client = options.places.client(&format!("shop worker {}", options.slot));
     let shop = Shop::open(options, &client, hosts(address, &options.hosts))?;
     let publishing = tokio::spawn(Arc::clone(&shop.metrics).publish());
-    let service = router(shop).into_make_service_with_connect_info::<SocketAddr>();
-    let (end, ending) = oneshot::channel::<()>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(async {
-        // Nothing is ever sent: it ends when the other end is dropped.
-        let _ = ending.await;
-    });
-    // Somebody who has sent half a request, and sends no more, must not keep the port from whoever comes after us.
-    let late = async {
-        told.await;
-        drop(end);
-        sleep(FINISH_WITHIN).await;
-    };
-    let served = tokio::select! {
-        served = serving.into_future() => served,
-        () = late => Ok(()),
-    };
+    connections::serve(listener, router(shop), connections::CONNECTIONS_MAX, told, FINISH_WITHIN).await;
     publishing.abort();
-    served.map_err(Failure::Serve)
+    Ok(())
 }
 
 /// What the shop may be called: where it listens, and what it was told.
