@@ -92,7 +92,7 @@ impl Cache {
     }
 
     /// As `get_or_load`, of any type. What is there needs no entry.
-    #[inline]
+    #[inline(always)]
     pub(super) fn load_as<T, E: Into<AnyError>>(
         &self,
         codec: Codec<T>,
@@ -109,7 +109,7 @@ impl Cache {
         there(entry.resolve(false, glance, |fill| loader(fill).map(Some))?)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn glance<T>(
         &self,
         looker: &Looker<'_, T>,
