@@ -1,12 +1,20 @@
-//! Threads for loads that their callers do not run themselves: begun when one is needed, kept for a while after, so that a
-//! read that finds something stale hands its load over and goes on.
+//! Threads for loads that their callers do not run themselves: begun when one is needed, kept for a while after.
+//!
+//! To wake a thread is what costs a caller most: where the processors are busy the one that is woken runs first. So while
+//! there is much to do one idle thread is on watch: it looks by itself every millisecond, and a load that nobody waits for
+//! is left to it. A load that somebody waits for wakes a thread.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
 
 use crate::limits::{CREW_IDLE, DETACHED_LOADS_MAX};
 use crate::lock::{Lock, Signal};
+
+/// How late a load may begin that nobody waits for.
+const WATCH_EVERY: Duration = Duration::from_millis(1);
+/// Looks in vain, one after the other, until nobody is on watch any more.
+const LOOKS_MAX: u32 = 50;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -22,23 +30,30 @@ struct Deck {
 
 #[derive(Default)]
 struct State {
-    /// Handed over, and not yet taken by one of those who wait.
-    jobs: VecDeque<Job>,
+    /// Each with a thread that was woken for it.
+    called: VecDeque<Job>,
+    /// For whoever is on watch.
+    left: Vec<Job>,
+    /// Threads that sleep until they are woken.
     waiting: usize,
+    is_watched: bool,
     places: usize,
     is_over: bool,
 }
 
 /// One of the loads that may run at once, until it is dropped.
-pub(super) struct Place(Arc<Deck>);
+pub(super) struct Place {
+    deck: Arc<Deck>,
+    is_awaited: bool,
+}
 
 impl Crew {
-    /// Room for a load; `None`: as many run as may.
-    pub(super) fn place(&self) -> Option<Place> {
+    /// Room for a load; `None`: as many run as may. `is_awaited`: somebody waits for what it loads.
+    pub(super) fn place(&self, is_awaited: bool) -> Option<Place> {
         let mut state = self.0.state.lock();
         (state.places < DETACHED_LOADS_MAX).then(|| {
             state.places += 1;
-            Place(Arc::clone(&self.0))
+            Place { deck: Arc::clone(&self.0), is_awaited }
         })
     }
 }
@@ -56,47 +71,82 @@ impl Place {
     /// # Errors
     /// When there is no thread to be had; the job is dropped.
     pub(super) fn run(self, job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let deck = Arc::clone(&self.0);
-        let job = move || {
+        let (deck, is_awaited) = (Arc::clone(&self.deck), self.is_awaited);
+        let job: Job = Box::new(move || {
             let _place = self;
             job();
-        };
+        });
         let mut state = deck.state.lock();
-        if state.waiting > state.jobs.len() {
-            state.jobs.push_back(Box::new(job));
-            drop(state);
-            deck.changed.one();
+        if state.is_watched && !is_awaited {
+            state.left.push(job);
             return Ok(());
         }
-        drop(state);
-        let thread = std::thread::Builder::new().name("kvd-load".to_owned());
-        thread.spawn(move || {
-            job();
-            while let Some(job) = deck.next() {
-                job();
-            }
-        })?;
-        Ok(())
+        deck.set_to_work(state, job)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state.lock().places -= 1;
+        self.deck.state.lock().places -= 1;
     }
 }
 
 impl Deck {
+    /// Gives a job to somebody who waits for one, or to a new thread.
+    fn set_to_work(self: &Arc<Deck>, mut state: MutexGuard<'_, State>, job: Job) -> std::io::Result<()> {
+        if state.waiting > state.called.len() {
+            state.called.push_back(job);
+            drop(state);
+            self.changed.one();
+            return Ok(());
+        }
+        drop(state);
+        let deck = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("kvd-load".to_owned());
+        thread.spawn(move || {
+            job();
+            loop {
+                deck.watch();
+                let Some(job) = deck.next() else { return };
+                job();
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Stays on watch, if nobody is, as long as there is something to do now and then.
+    fn watch(self: &Arc<Deck>) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.is_watched, true) {
+            return;
+        }
+        let mut looks = 0;
+        while looks < LOOKS_MAX && !state.is_over {
+            drop(state);
+            std::thread::sleep(WATCH_EVERY);
+            looks += 1;
+            state = self.state.lock();
+            for job in std::mem::take(&mut state.left) {
+                looks = 0;
+                if let Err(error) = self.set_to_work(state, job) {
+                    tracing::warn!(%error, "no thread for a load");
+                }
+                state = self.state.lock();
+            }
+        }
+        state.is_watched = false;
+    }
+
     /// `None`: there was nothing to do for long.
     fn next(&self) -> Option<Job> {
         let until = Instant::now() + CREW_IDLE;
         let mut state = self.state.lock();
         state.waiting += 1;
-        while state.jobs.is_empty() && !state.is_over && Instant::now() < until {
+        while state.called.is_empty() && !state.is_over && Instant::now() < until {
             state = self.changed.wait(state, Some(until));
         }
         state.waiting -= 1;
-        state.jobs.pop_front()
+        state.called.pop_front()
     }
 }
 
@@ -109,19 +159,18 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(20);
 
-    fn names(crew: &Crew, told: &mpsc::Sender<std::thread::ThreadId>) {
+    fn names(crew: &Crew, is_awaited: bool, told: &mpsc::Sender<std::thread::ThreadId>) {
         let told = told.clone();
-        let place = crew.place().expect("few are taken");
+        let place = crew.place(is_awaited).expect("few are taken");
         place
             .run(move || told.send(std::thread::current().id()).expect("the test listens"))
             .expect("a thread");
     }
 
-    /// Until the thread of a job that has said something waits for the next.
-    fn until_waiting(crew: &Crew, threads: usize) {
+    fn until(crew: &Crew, what: &str, is: impl Fn(&State) -> bool) {
         let since = Instant::now();
-        while crew.0.state.lock().waiting < threads {
-            assert!(since.elapsed() < SOON, "no thread waits for work");
+        while !is(&crew.0.state.lock()) {
+            assert!(since.elapsed() < SOON, "{what}");
             std::thread::yield_now();
         }
     }
@@ -130,34 +179,43 @@ mod tests {
     fn a_thread_that_has_nothing_to_do_takes_the_next_job() {
         let crew = Crew::default();
         let (told, heard) = mpsc::channel();
-        names(&crew, &told);
+        names(&crew, true, &told);
         let first = heard.recv_timeout(SOON).expect("it runs");
-        until_waiting(&crew, 1);
-        names(&crew, &told);
+        until(&crew, "no thread waits for work", |state| state.waiting == 1);
+        names(&crew, true, &told);
         assert_eq!(heard.recv_timeout(SOON).expect("it runs"), first);
         let deck = Arc::downgrade(&crew.0);
         drop(crew);
         let since = Instant::now();
         while deck.strong_count() > 0 {
-            assert!(since.elapsed() < SOON / 4, "a thread without a client waits on");
+            assert!(since.elapsed() < CREW_IDLE / 2, "a thread without a client waits on");
             std::thread::yield_now();
         }
     }
 
     #[test]
+    fn what_nobody_waits_for_is_left_to_whoever_is_on_watch() {
+        let crew = Crew::default();
+        let (told, heard) = mpsc::channel();
+        names(&crew, false, &told);
+        heard.recv_timeout(SOON).expect("it runs though nobody is on watch");
+        until(&crew, "nobody is on watch", |state| state.is_watched);
+        (0..8).for_each(|_| names(&crew, false, &told));
+        (0..8).for_each(|_| drop(heard.recv_timeout(SOON).expect("it runs")));
+        until(&crew, "the watch does not end", |state| !state.is_watched);
+        assert_eq!(crew.0.state.lock().left.len(), 0);
+    }
+
+    #[test]
     fn places_are_bounded_and_given_back_even_by_a_job_that_panics() {
         let crew = Crew::default();
-        let places: Vec<Place> = std::iter::from_fn(|| crew.place()).collect();
+        let places: Vec<Place> = std::iter::from_fn(|| crew.place(true)).collect();
         assert_eq!(places.len(), DETACHED_LOADS_MAX);
         drop(places);
-        let place = crew.place().expect("all were given back");
+        let place = crew.place(true).expect("all were given back");
         // Without the usual message.
         place.run(|| std::panic::resume_unwind(Box::new("a loader panics"))).expect("a thread");
-        let since = Instant::now();
-        while crew.0.state.lock().places > 0 {
-            assert!(since.elapsed() < SOON, "its place is lost");
-            std::thread::yield_now();
-        }
+        until(&crew, "its place is lost", |state| state.places == 0);
         assert_eq!(crew.0.state.lock().waiting, 0);
     }
 }

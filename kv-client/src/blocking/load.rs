@@ -366,9 +366,9 @@ impl<T> Load<'_, T> {
         Some(value)
     }
 
-    /// Where its loader will run.
-    fn room(&self) -> Room {
-        match self.is_detached.then(|| self.cache.client.here().crew.place()) {
+    /// Where its loader will run. `is_awaited`: somebody waits for what it loads.
+    fn room(&self, is_awaited: bool) -> Room {
+        match self.is_detached.then(|| self.cache.client.here().crew.place(is_awaited)) {
             None => Room::Here,
             Some(Some(place)) => Room::Elsewhere(place),
             Some(None) => Room::None,
@@ -453,7 +453,7 @@ impl<T> Load<'_, T> {
         if self.under_way() || !chain.is_empty() {
             return None;
         }
-        let room = self.room();
+        let room = self.room(false);
         if matches!(room, Room::None) {
             return None;
         }
@@ -500,7 +500,7 @@ impl<T> Load<'_, T> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut overtaken = 0;
         loop {
-            let room = self.room();
+            let room = self.room(stale.is_none() || self.options.soft_timeout.is_some());
             if let Some(served) = stale.as_ref().filter(|_| self.under_way() || matches!(room, Room::None)) {
                 return Ok(self.serve(served));
             }
@@ -553,7 +553,7 @@ impl<T> Load<'_, T> {
                 Turn::GiveUp | Turn::Wait(_) => {
                     let lead = self.lead(Arc::default());
                     let flight = Arc::clone(&lead.flight);
-                    set_off(self.last_course(except, chain), lead, self.room());
+                    set_off(self.last_course(except, chain), lead, self.room(true));
                     return match flight.wait(&Patience::new(true, None, self.options, Duration::ZERO)) {
                         Turn::Take(served) | Turn::LookAgain(served) => Ok(self.serve(&served)),
                         Turn::Fail(error) => Err(error),
