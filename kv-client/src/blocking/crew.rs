@@ -5,6 +5,7 @@
 //! is left to it. A load that somebody waits for wakes a thread.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ pub(super) struct Crew(Arc<Deck>);
 
 #[derive(Default)]
 struct Deck {
+    places: AtomicUsize,
     state: Lock<State>,
     changed: Signal,
 }
@@ -37,7 +39,6 @@ struct State {
     /// Threads that sleep until they are woken.
     waiting: usize,
     is_watched: bool,
-    places: usize,
     is_over: bool,
 }
 
@@ -50,11 +51,8 @@ pub(super) struct Place {
 impl Crew {
     /// Room for a load; `None`: as many run as may. `is_awaited`: somebody waits for what it loads.
     pub(super) fn place(&self, is_awaited: bool) -> Option<Place> {
-        let mut state = self.0.state.lock();
-        (state.places < DETACHED_LOADS_MAX).then(|| {
-            state.places += 1;
-            Place { deck: Arc::clone(&self.0), is_awaited }
-        })
+        let place = Place { deck: Arc::clone(&self.0), is_awaited };
+        (self.0.places.fetch_add(1, Ordering::Relaxed) < DETACHED_LOADS_MAX).then_some(place)
     }
 }
 
@@ -87,7 +85,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.deck.state.lock().places -= 1;
+        self.deck.places.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -216,7 +214,7 @@ mod tests {
         let place = crew.place(true).expect("all were given back");
         // Without the usual message.
         place.run(|| std::panic::resume_unwind(Box::new("a loader panics"))).expect("a thread");
-        until(&crew, "its place is lost", |state| state.places == 0);
+        until(&crew, "its place is lost", |_| crew.0.places.load(Ordering::Relaxed) == 0);
         assert_eq!(crew.0.state.lock().waiting, 0);
     }
 }
