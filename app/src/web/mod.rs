@@ -42,12 +42,10 @@ use crate::visitors::cookie::Keys;
 use crate::visitors::session::Sessions;
 use crate::visitors::throttle::{Throttle, Whose};
 use asked::Asked;
+use connections::Bounds;
 
 /// How long a visitor waits for a page. Beyond: the friendly page, and what was begun is rolled back.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
-
-/// How long requests that were begun may take when the worker is told to end. Shorter than its parent waits before it kills it.
-const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// What handlers need. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -86,7 +84,7 @@ impl Shop {
     }
 }
 
-/// Serves until `told` ends, and then, for [`FINISH_WITHIN`], what was begun.
+/// Serves until `told` ends, and finishes what was begun.
 pub(crate) async fn serve(
     listener: TcpListener,
     options: &Serving,
@@ -96,7 +94,7 @@ pub(crate) async fn serve(
     let client = options.places.client(&format!("shop worker {}", options.slot));
     let shop = Shop::open(options, &client, hosts(address, &options.hosts))?;
     let publishing = tokio::spawn(Arc::clone(&shop.metrics).publish());
-    connections::serve(listener, router(shop), connections::CONNECTIONS_MAX, told, FINISH_WITHIN).await;
+    connections::serve(listener, router(shop), Bounds::of_process(), told).await;
     publishing.abort();
     Ok(())
 }

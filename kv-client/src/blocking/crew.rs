@@ -5,8 +5,8 @@
 //! is left to it. A load that somebody waits for wakes a thread.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::limits::{CREW_IDLE, DETACHED_LOADS_MAX};
@@ -17,7 +17,11 @@ const WATCH_EVERY: Duration = Duration::from_millis(1);
 /// Looks in vain, one after the other, until nobody is on watch any more.
 const LOOKS_MAX: u32 = 50;
 
-type Job = Box<dyn FnOnce() + Send>;
+struct Job {
+    work: Box<dyn FnOnce() + Send>,
+    /// Somebody waits for what it loads.
+    is_awaited: bool,
+}
 
 /// The threads of one client in one process.
 #[derive(Default)]
@@ -68,18 +72,20 @@ impl Place {
     ///
     /// # Errors
     /// When there is no thread to be had; the job is dropped.
-    pub(super) fn run(self, job: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    pub(super) fn run(self, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         let (deck, is_awaited) = (Arc::clone(&self.deck), self.is_awaited);
-        let job: Job = Box::new(move || {
+        let work = Box::new(move || {
             let _place = self;
-            job();
+            work();
         });
+        let job = Job { work, is_awaited };
         let mut state = deck.state.lock();
         if state.is_watched && !is_awaited {
             state.left.push(job);
             return Ok(());
         }
-        deck.set_to_work(state, job)
+        drop(state);
+        deck.set_to_work(job)
     }
 }
 
@@ -91,7 +97,8 @@ impl Drop for Place {
 
 impl Deck {
     /// Gives a job to somebody who waits for one, or to a new thread.
-    fn set_to_work(self: &Arc<Deck>, mut state: MutexGuard<'_, State>, job: Job) -> std::io::Result<()> {
+    fn set_to_work(self: &Arc<Deck>, job: Job) -> std::io::Result<()> {
+        let mut state = self.state.lock();
         if state.waiting > state.called.len() {
             state.called.push_back(job);
             drop(state);
@@ -102,37 +109,39 @@ impl Deck {
         let deck = Arc::clone(self);
         let thread = std::thread::Builder::new().name("kvd-load".to_owned());
         thread.spawn(move || {
-            job();
-            loop {
-                deck.watch();
-                let Some(job) = deck.next() else { return };
-                job();
+            let mut next = Some(job);
+            while let Some(job) = next {
+                (job.work)();
+                if !job.is_awaited {
+                    deck.watch();
+                }
+                next = deck.next();
             }
         })?;
         Ok(())
     }
 
-    /// Stays on watch, if nobody is, as long as there is something to do now and then.
+    /// Stays on watch, if nobody is, as long as something is left to it now and then.
     fn watch(self: &Arc<Deck>) {
-        let mut state = self.state.lock();
-        if std::mem::replace(&mut state.is_watched, true) {
+        if std::mem::replace(&mut self.state.lock().is_watched, true) {
             return;
         }
+        let _watch = Watch(self);
         let mut looks = 0;
-        while looks < LOOKS_MAX && !state.is_over {
-            drop(state);
+        while looks < LOOKS_MAX && !self.state.lock().is_over {
             std::thread::sleep(WATCH_EVERY);
-            looks += 1;
-            state = self.state.lock();
-            for job in std::mem::take(&mut state.left) {
-                looks = 0;
-                if let Err(error) = self.set_to_work(state, job) {
-                    tracing::warn!(%error, "no thread for a load");
-                }
-                state = self.state.lock();
+            let left = std::mem::take(&mut self.state.lock().left);
+            looks = if left.is_empty() { looks + 1 } else { 0 };
+            self.set_all_to_work(left);
+        }
+    }
+
+    fn set_all_to_work(self: &Arc<Deck>, jobs: Vec<Job>) {
+        for job in jobs {
+            if let Err(error) = self.set_to_work(job) {
+                tracing::warn!(%error, "no thread for a load");
             }
         }
-        state.is_watched = false;
     }
 
     /// `None`: there was nothing to do for long.
@@ -145,6 +154,19 @@ impl Deck {
         }
         state.waiting -= 1;
         state.called.pop_front()
+    }
+}
+
+/// Somebody is on watch, until this is dropped, by a panic too; nothing is left to nobody.
+struct Watch<'a>(&'a Arc<Deck>);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.is_watched = false;
+        let left = std::mem::take(&mut state.left);
+        drop(state);
+        self.0.set_all_to_work(left);
     }
 }
 
@@ -182,6 +204,7 @@ mod tests {
         until(&crew, "no thread waits for work", |state| state.waiting == 1);
         names(&crew, true, &told);
         assert_eq!(heard.recv_timeout(SOON).expect("it runs"), first);
+        until(&crew, "it does not wait again", |state| state.waiting == 1);
         let deck = Arc::downgrade(&crew.0);
         drop(crew);
         let since = Instant::now();
@@ -195,14 +218,28 @@ mod tests {
     fn what_nobody_waits_for_is_left_to_whoever_is_on_watch() {
         let crew = Crew::default();
         let (told, heard) = mpsc::channel();
+        let left = || crew.0.state.lock().left.len();
+        // As if somebody were: nobody looks until this test does.
+        crew.0.state.lock().is_watched = true;
         names(&crew, false, &told);
-        heard.recv_timeout(SOON).expect("it runs though nobody is on watch");
-        until(&crew, "nobody is on watch", |state| state.is_watched);
-        (0..8).for_each(|_| names(&crew, false, &told));
-        let ran = (0..8).map_while(|_| heard.recv_timeout(SOON).ok()).count();
-        assert_eq!(ran, 8);
-        until(&crew, "the watch does not end", |state| !state.is_watched);
-        assert_eq!(crew.0.state.lock().left.len(), 0);
+        names(&crew, false, &told);
+        names(&crew, true, &told);
+        heard.recv_timeout(SOON).expect("what is awaited runs at once");
+        assert_eq!((left(), heard.try_recv()), (2, Err(mpsc::TryRecvError::Empty)));
+        crew.0.state.lock().is_watched = false;
+        crew.0.watch();
+        assert_eq!((left(), crew.0.state.lock().is_watched), (0, false));
+        (0..2).for_each(|_| assert!(heard.recv_timeout(SOON).is_ok(), "one is lost"));
+    }
+
+    #[test]
+    fn what_is_left_when_a_watch_ends_is_not_lost() {
+        let crew = Crew::default();
+        let (told, heard) = mpsc::channel();
+        crew.0.state.lock().is_watched = true;
+        names(&crew, false, &told);
+        drop(Watch(&crew.0));
+        heard.recv_timeout(SOON).expect("it runs");
     }
 
     #[test]

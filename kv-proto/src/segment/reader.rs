@@ -83,11 +83,11 @@ pub struct Reader {
 /// Overtaken, or half of a commit: start over.
 struct Again;
 
-/// Twice as long each time, all of them together some microseconds: about as long as to ask the daemon, which may well be in
-/// the middle of the commit that is waited for.
-#[cold]
+/// Before each start but the first, twice as long each time, all of them together some microseconds: about as long as to ask the
+/// daemon, which may well be in the middle of the commit that is waited for.
+#[inline]
 fn back_off(attempt: usize) {
-    (0..1_u32 << attempt).for_each(|_| spin_loop());
+    (1..1_u32 << attempt).for_each(|_| spin_loop());
 }
 
 impl Reader {
@@ -120,6 +120,7 @@ impl Reader {
     /// Looks a key up. On a hit `buffer` holds the item's bytes, else it is empty.
     pub fn get(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Outcome {
         for attempt in 0..STARTS_MAX {
+            back_off(attempt);
             buffer.clear();
             let committed = self.control.committed(); // R0
             if !self.is_usable(time) {
@@ -131,7 +132,7 @@ impl Reader {
                     buffer.clear();
                     return outcome;
                 }
-                Err(Again) => back_off(attempt),
+                Err(Again) => {}
             }
         }
         buffer.clear();
@@ -142,6 +143,7 @@ impl Reader {
     /// the item is put together, so that the processor can begin with the next read while this one waits for memory.
     pub fn value(&self, hash: u64, key: &[u8], time: impl Time, buffer: &mut Vec<u8>) -> Value {
         for attempt in 0..STARTS_MAX {
+            back_off(attempt);
             buffer.clear();
             let committed = self.control.committed(); // R0
             if !self.is_usable(time) {
@@ -155,10 +157,7 @@ impl Reader {
                 Ok(Outcome::Hit(meta)) => Value::Stale(meta.place),
                 Ok(Outcome::Miss) => Value::None,
                 Ok(Outcome::Ask(reason)) => Value::Ask(reason),
-                Err(Again) => {
-                    back_off(attempt);
-                    continue;
-                }
+                Err(Again) => continue,
             };
             buffer.clear();
             return value;
@@ -186,6 +185,7 @@ impl Reader {
             self.prefetch_item(*hash);
         }
         for attempt in 0..STARTS_MAX {
+            back_off(attempt);
             buffer.clear();
             found.clear();
             let committed = self.control.committed(); // S: fixed for all keys
@@ -211,7 +211,6 @@ impl Reader {
             if is_whole {
                 return Ok(committed);
             }
-            back_off(attempt);
         }
         Err(Reason::Lapped)
     }
