@@ -149,6 +149,7 @@ fn read_quietly() -> Result<(), (String, Duration)> {
             "{lapped} reads asked in {number} writes, the daemon was preempted {preempted} times"
         ));
     }
+    assert!(grown < 8 << 20, "the reader's private memory grew by {grown} bytes");
     let stats = text(&home.kvd(&["stats"]).stdout);
     let told = stats.lines().find(|line| line.starts_with("hits ")).map_or(0, |line| {
         line.split_whitespace().nth(1).and_then(|count| count.parse::<u64>().ok()).expect("a number")
