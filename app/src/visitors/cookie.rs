@@ -51,6 +51,12 @@ impl SessionId {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// One that another process of a test made.
+    #[cfg(test)]
+    pub(crate) fn of_text(text: &str) -> SessionId {
+        SessionId(text.to_owned())
+    }
 }
 
 /// What a cookie says, once it is believed.

@@ -246,7 +246,13 @@ impl Committed {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::process::Command;
+
     use super::*;
+    use crate::cli::Places;
     use crate::testing::TestShop;
 
     async fn shown(sessions: &Sessions, id: &SessionId) -> (Session, u32) {
@@ -274,7 +280,24 @@ mod tests {
         assert_eq!(shown(sessions, &id).await, (changed, 0));
     }
 
-    /// The worker dies where it hurts: the database has the change, and nobody told the cache.
+    /// A worker of the test below, in a process of its own: told a cart and what to put there, it commits, and is killed before the
+    /// cache hears of it.
+    #[tokio::test]
+    async fn worker_that_is_killed() {
+        let Ok(told) = std::env::var("SHOP_KILLED") else { return };
+        let [data, socket, id, toy, count] = told.split('\n').collect::<Vec<_>>()[..] else {
+            panic!("{told}")
+        };
+        let places =
+            Places { data: data.into(), database: None, replicas: vec![], cache: Some(socket.into()) };
+        let sessions = Sessions::new(&places.client("killed"), places.database().unwrap(), Clock::system());
+        let mut change = sessions.begin(&SessionId::of_text(id)).await.unwrap();
+        change.session.set(ToyId(toy.parse().unwrap()), count.parse().unwrap());
+        let _committed = change.commit().await.unwrap();
+        kill_process(getpid(), Signal::KILL).unwrap();
+    }
+
+    /// Workers die where it hurts: the database has the change, and nobody told the cache.
     #[tokio::test]
     async fn killed_a_thousand_times_between_commit_and_cache_no_cart_differs() {
         let shop = TestShop::open().await;
@@ -286,10 +309,16 @@ mod tests {
                 // So that there is something old to be shown.
                 shown(sessions, id).await;
             }
-            let mut change = sessions.begin(id).await.unwrap();
-            change.session.set(ToyId(1 + death % 200), 1 + death % 9);
-            drop(change.commit().await.unwrap());
-            assert_eq!(shown(sessions, id).await.0, row(sessions, id).await, "death {death}");
+            let (data, socket) = (shop.dir.path().display(), shop.daemon.socket().display());
+            let (toy, count) = (1 + death % 200, 1 + death % 9);
+            let told = format!("{data}\n{socket}\n{}\n{toy}\n{count}", id.as_str());
+            let mut worker = Command::new(std::env::current_exe().unwrap());
+            worker.args(["--exact", "visitors::session::tests::worker_that_is_killed", "--nocapture"]);
+            let ended = worker.env("SHOP_KILLED", told).output().await.unwrap();
+            assert_eq!(ended.status.signal(), Some(9), "{}", String::from_utf8_lossy(&ended.stderr));
+            let kept = row(sessions, id).await;
+            assert!(kept.lines.contains(&(ToyId(toy), count)), "death {death}: it did not commit");
+            assert_eq!(shown(sessions, id).await.0, kept, "death {death}");
         }
         shop.daemon.clock().advance(CHANGING_TTL);
         for id in &ids {
