@@ -63,7 +63,7 @@ impl Visit {
         Visit { scope: Scope::new(), counted: Arc::clone(&self.counted) }
     }
 
-    /// A query is about to be made.
+    /// A query is about to be made for what is shown; what forms write is not counted.
     pub(crate) fn query(&self) {
         self.counted.queries.fetch_add(1, Ordering::Relaxed);
     }

@@ -47,7 +47,12 @@ fn exposition(counts: &Counts) -> Result<String, std::fmt::Error> {
     by_route(&mut text, "shop_failures_total", "Requests answered by an error of ours.", |route| {
         route.failures
     })?;
-    by_route(&mut text, "shop_queries_total", "Database queries made for requests.", |route| route.queries)?;
+    by_route(
+        &mut text,
+        "shop_queries_total",
+        "Database queries made to show something; what forms write is not counted.",
+        |route| route.queries,
+    )?;
     for (name, help, loaded) in [
         ("shop_objects_asked_total", "Objects that were wanted.", false),
         ("shop_objects_loaded_total", "Objects that no cache had.", true),
@@ -83,7 +88,10 @@ fn content(counts: &Counts) -> Value {
         context! {
             name => route.name(), requests => counted.requests, failures => counted.failures,
             p50 => milliseconds(counted.percentile_us(50)), p99 => milliseconds(counted.percentile_us(99)),
-            queries => format!("{:.3}", counted.queries as f64 / counted.requests.max(1) as f64),
+            queries => match route {
+                Route::Form => "–".to_owned(),
+                _ => format!("{:.3}", counted.queries as f64 / counted.requests.max(1) as f64),
+            },
             bars => bars(counted),
         }
     };
