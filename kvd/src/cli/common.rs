@@ -34,6 +34,8 @@ impl Common {
         let mut builder = Client::builder()
             .name("kvd command line")
             .op_timeout(self.timeout)
+            // Whoever asks wants to know how a busy daemon does, not that it is busy.
+            .connect_timeout(self.timeout)
             // One read is not worth a segment.
             .shared_memory(false)
             .on_outage(OnOutage::Error);

@@ -137,8 +137,11 @@ struct Shared {
 
 impl Shared {
     fn new(common: &Common, cache: &str, key: Vec<u8>) -> Result<Shared, Failure> {
-        let mut builder =
-            Client::builder().name("kvd ping").op_timeout(common.timeout).on_outage(OnOutage::Error);
+        let mut builder = Client::builder()
+            .name("kvd ping")
+            .op_timeout(common.timeout)
+            .connect_timeout(common.timeout)
+            .on_outage(OnOutage::Error);
         if let Some(socket) = &common.socket {
             builder = builder.socket(socket);
         }
