@@ -146,7 +146,7 @@ impl Engine {
 
     /// Moves what is in memory into a segment of this division, in steps. On the thread that retires prefix clears: none is
     /// meanwhile.
-    fn supersede(&self, cache: &Arc<Cache>, geometry: Geometry) -> Result<(), super::Failure> {
+    pub(super) fn supersede(&self, cache: &Arc<Cache>, geometry: Geometry) -> Result<(), super::Failure> {
         let (seed, side_bytes, items) = {
             let mut state = self.lock();
             let memory = state.memory(cache);

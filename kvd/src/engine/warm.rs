@@ -45,6 +45,7 @@ impl Engine {
 
     /// Puts every key of a cache on disk into its index; then a miss in memory is a miss.
     pub(crate) fn enumerate(&self, cache: &Arc<Cache>, full: &mut HashSet<CacheId>) {
+        let segment = cache.view.load().segment;
         // Every key comes after the empty one.
         let mut after = (cache.id, Vec::new());
         loop {
@@ -66,7 +67,16 @@ impl Engine {
                 Some(_) | None => break,
             }
         }
+        self.complete(cache, segment);
+    }
+
+    /// All keys on disk are in the index of this segment. Nothing is known of one that has taken its place meanwhile: marks do not
+    /// move with it, and whoever made it enumerates it.
+    pub(super) fn complete(&self, cache: &Cache, segment: u64) {
         let mut state = self.lock();
+        if cache.view.load().segment != segment {
+            return;
+        }
         let version = self.next_sequence(&mut state);
         state.memory(cache).writer.complete(version);
         self.control.commit(version);

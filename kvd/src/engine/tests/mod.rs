@@ -253,4 +253,5 @@ fn got(loan: &Loan<'_>) -> Got {
 mod leases;
 mod named;
 mod storm;
+mod warm;
 mod watching;
