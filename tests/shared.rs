@@ -611,8 +611,10 @@ pub(crate) fn public_copy(dir: &Path) -> Option<PathBuf> {
     }
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711)).expect("the directory is ours");
     let copy = dir.join("worker");
-    std::fs::copy(std::env::current_exe().expect("this test binary has a path"), &copy)
-        .expect("there is room");
+    // By another process: a child that some other test forks while we had it open to write would keep it from being run.
+    let exe = std::env::current_exe().expect("this test binary has a path");
+    let copied = Command::new("cp").arg(exe).arg(&copy).status().expect("cp is everywhere");
+    assert!(copied.success(), "there is no room");
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).expect("the file is ours");
     Some(copy)
 }

@@ -291,7 +291,9 @@ fn a_worker_is_replaced_when_the_program_is_not_where_it_was() {
     let (daemon, place) =
         (kvd::testing::server(), tempfile::tempdir().expect("a temporary directory can be made"));
     let program = place.path().join("app");
-    std::fs::copy(env!("CARGO_BIN_EXE_app"), &program).expect("app was built");
+    // By another process: a child that some other test forks while we had it open to write would keep it from being run.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_app")).arg(&program).status();
+    assert!(copied.expect("cp is everywhere").success(), "app was built, and there is room");
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
     let mut command = Command::new(&program);
     command.stdin(Stdio::null()).env("APP_LOG", "off").args([
