@@ -100,7 +100,7 @@ pub(super) async fn serve(
                     });
                     while answering.try_join_next().is_some() {}
                 }
-                Err(error) => lament(error).await,
+                Err(error) => after_failing_to_accept(error).await,
             }
         }
     };
@@ -114,7 +114,7 @@ pub(super) async fn serve(
 }
 
 /// Waits where accepting would fail again; the network's errors are those of one visitor.
-async fn lament(error: Error) {
+async fn after_failing_to_accept(error: Error) {
     use ErrorKind::{ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable};
     if ![ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown, NetworkUnreachable]
         .contains(&error.kind())

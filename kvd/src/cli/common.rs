@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use kv_client::OnOutage;
 use kv_client::blocking::{Cache, Client};
+use kv_client::{Builder, OnOutage};
 
 use super::failure::Failure;
 use super::show;
@@ -31,18 +31,22 @@ pub(super) struct Common {
 impl Common {
     /// Connects to the daemon.
     pub(super) fn client(&self) -> Result<Client, Failure> {
-        let mut builder = Client::builder()
-            .name("kvd command line")
+        // One read is not worth a segment.
+        Ok(self.builder("kvd command line").shared_memory(false).build()?)
+    }
+
+    /// A client that asks where, and waits as long as, it was told.
+    pub(super) fn builder(&self, name: &str) -> Builder<Client> {
+        let builder = Client::builder()
+            .name(name)
             .op_timeout(self.timeout)
             // Whoever asks wants to know how a busy daemon does, not that it is busy.
             .connect_timeout(self.timeout)
-            // One read is not worth a segment.
-            .shared_memory(false)
             .on_outage(OnOutage::Error);
-        if let Some(socket) = &self.socket {
-            builder = builder.socket(socket);
+        match &self.socket {
+            Some(socket) => builder.socket(socket),
+            None => builder,
         }
-        Ok(builder.build()?)
     }
 
     /// Connects, and names the cache.

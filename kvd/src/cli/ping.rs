@@ -5,8 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use kv_client::blocking::Client;
-use kv_client::{OnOutage, ReadPath, Source};
+use kv_client::{ReadPath, Source};
 use serde_json::{Value, json};
 
 use super::common::{Common, bytes_of, on_interrupt, say};
@@ -137,15 +136,7 @@ struct Shared {
 
 impl Shared {
     fn new(common: &Common, cache: &str, key: Vec<u8>) -> Result<Shared, Failure> {
-        let mut builder = Client::builder()
-            .name("kvd ping")
-            .op_timeout(common.timeout)
-            .connect_timeout(common.timeout)
-            .on_outage(OnOutage::Error);
-        if let Some(socket) = &common.socket {
-            builder = builder.socket(socket);
-        }
-        let client = builder.build()?;
+        let client = common.builder("kvd ping").build()?;
         let cache = client.cache(cache);
         let mut path = Path::new("shared");
         // The first read asks, and maps the memory; a cache that is not there is an error here.
