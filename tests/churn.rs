@@ -57,8 +57,8 @@ fn memory_and_file_stay_bounded_under_churn() {
         peak
     });
     let limit = budget + budget / 4 + 2 * journal + REDB_CACHE + SLACK;
-    println!("PROMISE churn.memory resident at most {} MiB of {} MiB held", peak / MIB, limit / MIB);
     assert!(peak <= limit, "resident {peak} bytes, limit {limit}");
+    println!("PROMISE churn.memory resident at most {} MiB of {} MiB held", peak / MIB, limit / MIB);
 
     let client = home.client();
     wait_for(SOON * 3, "the file to shrink to what lives", || {

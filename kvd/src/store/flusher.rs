@@ -20,8 +20,9 @@ use super::shared::{Health, Shared};
 use super::sweep::Sweep;
 use super::tables::{Fixed, JOURNAL, RESIDENT, STATE, StateKey, journal, put_fixed, put_number};
 
-/// A flush takes no more records after this many bytes.
-const FLUSH_BYTES: usize = 8 << 20;
+/// A flush takes no more records after this many bytes, or an eighth of a small journal: until it is committed, redb has them
+/// in memory once more.
+const FLUSH_BYTES_MAX: u64 = 8 << 20;
 /// Most bytes of a row of the journal; a larger record goes alone. Just below a power of two, to which redb rounds what it
 /// allocates in one piece, and small: large pieces are hard to find between the pages of the tree, and the file would grow.
 const ROW_BYTES: usize = (1 << 20) - (4 << 10);
@@ -317,8 +318,9 @@ impl Flusher {
         let mut flush = self.fixed.flush;
         let mut bytes = 0;
         let upto = self.freezing.filter(|swap| mark.number < *swap).map_or(upto, |swap| upto.min(swap));
+        let flush_bytes = (self.shared.options.journal_bytes_max / 8).min(FLUSH_BYTES_MAX);
         let mut journal = txn.open_table(JOURNAL)?;
-        while mark.number < upto && bytes < FLUSH_BYTES as u64 {
+        while mark.number < upto && bytes < flush_bytes {
             mark = self.gather(mark, upto);
             flush += 1;
             journal.insert(flush, self.record.as_slice())?;
