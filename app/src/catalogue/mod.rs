@@ -5,18 +5,19 @@
 //! which `get_or_load` makes one query of; and a list of 24 products that makes 24 queries, which [`Catalogue::cards`] makes one a piece of.
 //! That there is no such toy is remembered, too: whoever tries out numbers does not reach the database each time.
 
+mod changes;
 pub(crate) mod lists;
 pub(crate) mod pieces;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_client::{Cache, Client, Effect, ErrorKind, PutOptions, Ttl, Typed};
+use kv_client::{Cache, Client, Typed};
 use serde::{Deserialize, Serialize};
 
 use crate::database::Database;
 use crate::faults::Fault;
-use crate::visit::{Kind, Visit};
+use crate::visit::Visit;
 use lists::Lists;
 use pieces::{Description, Inventory, Piece, Price};
 
@@ -26,9 +27,6 @@ const JITTER: f64 = 0.1;
 const REFRESH_AHEAD: f64 = 0.8;
 /// How long a visitor waits for the database. The query goes on, and the next visitor finds its answer.
 const LOAD_WITHIN: Duration = Duration::from_secs(3);
-
-/// Objects that are said to be stale before they are loaded together: few, so that they are stale for milliseconds.
-const REWARMED_TOGETHER: usize = 250;
 
 /// What the home page is cleared by, …
 pub(crate) const HOME: &str = "home";
@@ -178,60 +176,6 @@ impl Catalogue {
                 Ok::<_, sqlx::Error>(())
             })
             .await
-    }
-
-    /// Loads again what is about to expire: stale at once, so that its readers go on with it while one query is made for all.
-    pub(crate) async fn rewarm<T: Piece>(&self, ids: &[ToyId]) -> Result<(), Fault> {
-        let cache = cache_of::<T>(&self.client);
-        for some in ids.chunks(REWARMED_TOGETHER) {
-            for id in some {
-                cache.expire(id.0.to_string(), Ttl::Stale).await?;
-            }
-            self.many(&cache, some, &Visit::default()).await?;
-        }
-        Ok(())
-    }
-
-    /// Somebody has changed what a toy costs: the new price, which the primary said, takes the old one's place at once, because a replica that lags
-    /// would say the old one again; and whatever shows it is gone: its page, the home page, searches, its category's lists and pages. Only
-    /// where a list sorted by price has it may be as old as the replica that is asked, for as long as a list lives.
-    pub(crate) async fn repriced(&self, id: ToyId, category: &str, cents: i64) -> Result<(), Fault> {
-        let life = PutOptions::new().ttl(Price::LIFE.ttl).stale_for(Price::LIFE.stale_for).tag(id.tag());
-        self.prices.put_with(id.0.to_string(), &Price { cents }, life).await?;
-        let pages = self.client.cache(Kind::Page.name());
-        for tag in [id.tag(), HOME.to_owned(), FOUND.to_owned()] {
-            match pages.clear_tag(tag, Effect::Gone).await {
-                // Nobody has made a page yet.
-                Err(error) if error.kind() == ErrorKind::UnknownCache => {}
-                cleared => drop(cleared?),
-            }
-        }
-        self.client.clear_tag(lists::tag(category), Effect::Gone).await?;
-        Ok(())
-    }
-
-    /// All toys may have changed: nothing that shows one is left.
-    pub(crate) async fn forget_all(&self) -> Result<(), Fault> {
-        for kind in [Kind::Description, Kind::Price, Kind::Inventory, Kind::List, Kind::Page] {
-            match self.client.cache(kind.name()).clear(Effect::Gone).await {
-                // Nothing was ever kept there.
-                Err(error) if error.kind() == ErrorKind::UnknownCache => {}
-                cleared => drop(cleared?),
-            }
-        }
-        Ok(())
-    }
-
-    /// A price turned out to be another: the next who looks asks the database.
-    pub(crate) async fn forget_price(&self, id: ToyId) -> Result<(), Fault> {
-        self.prices.delete(id.0.to_string()).await?;
-        Ok(())
-    }
-
-    /// A toy's inventory has changed: the next who looks sees it. Pages that show it live as short as it would have.
-    pub(crate) async fn sold(&self, id: ToyId) -> Result<(), Fault> {
-        self.inventories.delete(id.0.to_string()).await?;
-        Ok(())
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sqlx::Row as _;
+
 use super::*;
 use crate::catalogue::ToyId;
 use crate::checkout::{Buyer, Outcome, place};
