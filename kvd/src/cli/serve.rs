@@ -268,7 +268,7 @@ struct Serving {
 impl Serving {
     fn announce(&self) -> Result<(), Failure> {
         let (version, socket) = (env!("CARGO_PKG_VERSION"), self.daemon.server.socket().display());
-        let summary = self.daemon.engine.summary();
+        let summary = format!("{}; {}", self.daemon.engine.summary(), self.daemon.engine.found());
         self.daemon.orders.attend();
         // Whoever started us may have gone away and closed its end; that is no reason to stop.
         drop(say(format_args!("kvd {version} listens on {socket}: {summary}")));

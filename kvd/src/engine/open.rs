@@ -413,18 +413,21 @@ impl Engine {
         }
     }
 
-    /// One line: what a start found and what is held.
+    /// One line: what is held.
     #[must_use]
     pub fn summary(&self) -> String {
         let caches = self.caches.load().len();
-        let found = self.found.lock();
-        let stats = self.store.stats();
-        let line = format!(
+        format!(
             "{caches} caches, {} of memory, {} on disk",
             show_bytes(self.adjustable.load().memory_bytes),
-            show_bytes(stats.file_bytes),
-        );
-        line + &found.describe()
+            show_bytes(self.store.stats().file_bytes),
+        )
+    }
+
+    /// One line: what the start found.
+    #[must_use]
+    pub fn found(&self) -> String {
+        self.found.lock().describe()
     }
 }
 
@@ -439,6 +442,6 @@ impl Found {
         if !self.cleared.is_empty() {
             parts.push(format!("cleared: {}", self.cleared.join(", ")));
         }
-        parts.iter().fold(String::new(), |line, part| line + "; " + part)
+        parts.join("; ")
     }
 }
